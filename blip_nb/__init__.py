@@ -1,2 +1,30 @@
 """blip_nb: the BLIP family in notebooks that are also the library. Names load when they are first used."""
 __version__ = "0.1.0"
+
+from importlib import import_module as _import
+
+_names_of = {  # module -> the names that `blip_nb` offers from it
+    'core': 'InputError pick_device pick_dtype seed_everything',
+    'data.samples': 'DataSample',
+    'data.text': 'BlipTokenizer',
+    'nets.vision': 'BlipVisionModel',
+    'nets.text': 'BlipTextModel BlipTextLMHeadModel',
+    'nets.blip': 'BlipModel BlipForConditionalGeneration BlipForImageTextRetrieval BlipForQuestionAnswering',
+    'nets.checkpoints': 'from_checkpoint',
+    'tasks.caption': 'BlipCaption',
+    'evaluation.captions': 'caption_scores',
+    'training.recipes': 'Recipe',
+    'training.loop': 'fit',
+}
+_module_of = {name: module for module, names in _names_of.items() for name in names.split()}
+_rooms = 'core data nets tasks evaluation training visual'.split()
+__all__ = sorted(_module_of)
+
+def __getattr__(name):
+    if name in _module_of: value = getattr(_import(f'{__name__}.{_module_of[name]}'), name)
+    elif name in _rooms: value = _import(f'{__name__}.{name}')
+    else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+def __dir__(): return sorted({*globals(), *__all__, *_rooms})

@@ -1,0 +1,74 @@
+"""The house stands on its floors: a module imports lower floors only, and at its top nothing that a user may not have."""
+import ast, subprocess, sys
+
+import pytest
+from tree import HAND_MADE, ROOT
+
+# Where each room stands. A new room gets a line here; a room that needs a higher one moves, and its line says why.
+FLOOR = {
+    "core": 0,
+    "data.samples": 1, "data.text": 1, "data.images": 1, "data.shapes": 1, "data.datasets": 2,
+    "nets.attention": 1, "nets.vision": 2,
+    "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
+    "nets.blip": 4, "nets.checkpoints": 5,
+    "evaluation.captions": 2,
+    "visual.attention": 3,
+    "tasks.caption": 6,
+    "training.recipes": 6,  # read by the loop
+    "training.loop": 7,
+    "cli": 9,
+}
+# Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
+LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",
+        "pycocoevalcap", "faiss", "av", "peft", "captum", "ray", "pandas", "requests"}
+
+FILES = {p.relative_to(ROOT / "blip_nb").with_suffix("").as_posix().replace("/", "."): p for p in sorted((ROOT / "blip_nb").rglob("*.py"))
+         if p.name not in HAND_MADE | {"_modidx.py"}}
+
+
+def at_load(node):
+    "The import statements that run when the module loads: everywhere but in functions."
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)): yield child
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)): yield from at_load(child)
+
+
+def imported(module, statements):
+    "Absolute names of what these statements import."
+    for s in statements:
+        if isinstance(s, ast.Import): yield from (a.name for a in s.names); continue
+        base = f"blip_nb.{module}".split(".")[:-s.level] if s.level else []
+        base = ".".join([*base, *(s.module.split(".") if s.module else [])])
+        yield base
+        yield from (f"{base}.{a.name}" for a in s.names)
+
+
+def rooms_used(module):
+    "Rooms that `module` imports anywhere, in functions too; a name taken from `blip_nb` itself counts as the room that holds it."
+    import blip_nb
+    statements = [n for n in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    names = {n.removeprefix("blip_nb.") for n in imported(module, statements) if n.startswith("blip_nb.")}
+    return {blip_nb._module_of.get(n, n) for n in names} & set(FLOOR) - {module}
+
+
+def test_every_room_has_a_floor():
+    assert not (new := sorted(set(FILES) - set(FLOOR))), f"give these rooms a floor in tests/test_floors.py: {new}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_lower_floors_only(module):
+    above = {m: FLOOR[m] for m in rooms_used(module) if FLOOR[m] >= FLOOR.get(module, 99)}
+    assert not above, f"blip_nb.{module} stands on floor {FLOOR.get(module)} and imports {above}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_heavy_packages_are_imported_where_they_are_used(module):
+    found = {n.split(".")[0] for n in imported(module, at_load(ast.parse(FILES[module].read_text(encoding="utf-8"))))} & LAZY
+    assert not found, f"blip_nb.{module} imports {sorted(found)} when it loads; import inside the function that needs it"
+
+
+def test_every_module_loads_without_the_optional_packages():
+    code = f"import sys\nfor name in {sorted(LAZY - {'requests'})}: sys.modules[name] = None\nimport importlib\n" \
+           f"for m in {list(FILES)}: importlib.import_module('blip_nb.' + m)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
