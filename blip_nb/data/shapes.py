@@ -8,37 +8,31 @@ __all__ = ['SHAPES', 'COLOURS', 'LEVELS', 'SPLITS', 'OPPOSITE', 'RELATION_WORDS'
            'questions', 'web_caption', 'vocabulary', 'ShapesDataset', 'shapes_dataset', 'parse_caption',
            'score_caption', 'score_captions']
 
-# %% ../../nbs/data/13_shapes.ipynb #943a74a0
+# %% ../../nbs/data/13_shapes.ipynb #df9cd1c2
 import io, math, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 from ..core import InputError, key_seed, optional_import
 
-# %% ../../nbs/data/13_shapes.ipynb #6790e085
+# %% ../../nbs/data/13_shapes.ipynb #f2a727dc
 def _ring(k, turn=0., radius=1.):
     "k corners on a circle, the first one at the top."
     a = 2*math.pi * (np.arange(k)/k + turn)
     return np.stack([np.sin(a), -np.cos(a)], 1) * radius
-
-def _heart():
-    t = 2*math.pi * np.arange(40)/40
-    return np.stack([16*np.sin(t)**3, -13*np.cos(t) + 5*np.cos(2*t) + 2*np.cos(3*t) + np.cos(4*t)], 1) / 17.2
-
-_arm = .36
+_a, _b, _t = .36, .93, 2*math.pi * np.arange(40)/40  # half width and half length of the cross; angles for the heart
 SHAPES = dict(
     circle=_ring(48, radius=.85), square=_ring(4, turn=1/8), triangle=_ring(3),
     star=np.stack([_ring(5), _ring(5, turn=.1, radius=.45)], 1).reshape(-1, 2),
-    cross=np.array([(x, y) for s in range(4) for p in [(-_arm, -.93), (_arm, -.93), (_arm, -_arm)]
-                    for x, y in [[(p[0], p[1]), (-p[1], p[0]), (-p[0], -p[1]), (p[1], -p[0])][s]]]),
-    diamond=_ring(4) * [.62, 1.], heart=_heart())
+    cross=np.array([(-_a, -_b), (_a, -_b), (_a, -_a), (_b, -_a), (_b, _a), (_a, _a), (_a, _b), (-_a, _b), (-_a, _a), (-_b, _a), (-_b, -_a), (-_a, -_a)]),
+    diamond=_ring(4) * [.62, 1.],
+    heart=np.stack([16*np.sin(_t)**3, -13*np.cos(_t) + 5*np.cos(2*_t) + 2*np.cos(3*_t) + np.cos(4*_t)], 1) / 17.2)
 
-# %% ../../nbs/data/13_shapes.ipynb #facde26b
 COLOURS = dict(red=(214, 40, 40), green=(38, 148, 62), blue=(38, 84, 214), yellow=(242, 204, 32), purple=(134, 52, 178),
                orange=(246, 130, 22), pink=(246, 134, 190), brown=(120, 74, 36), black=(24, 24, 24))
 
-# %% ../../nbs/data/13_shapes.ipynb #f1e2da14
+# %% ../../nbs/data/13_shapes.ipynb #9c755e3f
 @dataclass(frozen=True)
 class Level:
     "What a scene may hold. `sizes` maps a size word to the range of the radius, in widths of the picture."
@@ -53,23 +47,18 @@ LEVELS = dict(
     default=Level(2, tuple(COLOURS)[:6], tuple(SHAPES)[:3], {'medium': (.13, .16)}),
     hard=Level(3, tuple(COLOURS), tuple(SHAPES), {'small': (.075, .09), 'large': (.13, .15)}, texture=True))
 SPLITS = 'train', 'val', 'test'
-
-# %% ../../nbs/data/13_shapes.ipynb #ddfbcd66
 def _pick(name, known, what):
     if name not in known: raise InputError(f"Unknown {what} {name!r}; known are {', '.join(known)}.")
     return name
 
-# %% ../../nbs/data/13_shapes.ipynb #a604deea
+# %% ../../nbs/data/13_shapes.ipynb #c45de051
 def _clear(a, b, gap=.03, ratio=1.5):
     "True when two objects do not touch and lie clearly beside or clearly above each other."
     near, far = sorted((abs(a['x'] - b['x']), abs(a['y'] - b['y'])))
     return math.hypot(near, far) >= a['radius'] + b['radius'] + gap and far >= ratio*near
+def _corners(o): return np.array((o['x'], o['y'])) + o['radius'] * SHAPES[o['shape']]
 
-def _bbox(o):
-    v = np.array((o['x'], o['y'])) + o['radius'] * SHAPES[o['shape']]
-    return [round(float(c), 4) for c in (*v.min(0), *v.max(0))]
-
-# %% ../../nbs/data/13_shapes.ipynb #98f755e7
+# %% ../../nbs/data/13_shapes.ipynb #0c2bc2fc
 def make_scene(
     index:int,            # which scene
     seed:int=0,
@@ -88,43 +77,36 @@ def make_scene(
     while True:
         for o in objects: o['x'], o['y'] = (rng.uniform(o['radius'] + .02, .98 - o['radius']) for _ in 'xy')
         if all(_clear(a, b) for i, a in enumerate(objects) for b in objects[:i]): break
-    for o in objects: o['bbox'] = _bbox(o)
+    for o in objects: o['bbox'] = np.concatenate([_corners(o).min(0), _corners(o).max(0)]).round(4).tolist()
     return dict(objects=objects, background=rng.randint(190, 245), texture=lv.texture, level=level, key=key)
 
-# %% ../../nbs/data/13_shapes.ipynb #04739cfd
+# %% ../../nbs/data/13_shapes.ipynb #790d5d74
 def _stamp(o, size, up=4):
     "Coverage of one object as a small 'L' image, and where its corner lies in the picture, in pixels."
-    v = (np.array((o['x'], o['y'])) + o['radius'] * SHAPES[o['shape']]) * size
+    v = _corners(o) * size
     lo = np.floor(v.min(0)).astype(int) - 1
     w, h = (np.ceil(v.max(0)).astype(int) + 1 - lo).tolist()
     patch = Image.new('L', (w*up, h*up))
     ImageDraw.Draw(patch).polygon(((v - lo)*up - .5).ravel().tolist(), fill=255)
     return patch.reduce(up), tuple(lo.tolist())
 
-# %% ../../nbs/data/13_shapes.ipynb #5b2e89ce
-def draw(
-    scene:dict,
-    size:int=64,    # width and height in pixels
-)->Image.Image:     # RGB
-    "The picture of a scene; the same scene at any size."
-    shade = scene['background']
-    img = Image.new('RGB', (size, size), (shade,)*3)
+# %% ../../nbs/data/13_shapes.ipynb #bd93f6d4
+def draw(scene:dict, size:int=64)->Image.Image:
+    "The picture of a scene, RGB, `size` pixels wide and high."
+    img = Image.new('RGB', (size, size), (scene['background'],)*3)
     if scene['texture']:
         rng = Random(key_seed(*scene['key'], 4))
         blot = Image.frombytes('L', (9, 9), rng.randbytes(81)).resize((size, size), Image.Resampling.BICUBIC)
-        tint = tuple(shade - rng.randint(20, 70) for _ in 'rgb')
+        tint = tuple(scene['background'] - rng.randint(20, 70) for _ in 'rgb')
         img.paste(Image.new('RGB', (size, size), tint), mask=blot)
     for o in scene['objects']:
         patch, corner = _stamp(o, size)
         img.paste(tuple(o['rgb']), (*corner, corner[0] + patch.width, corner[1] + patch.height), patch)
     return img
 
-# %% ../../nbs/data/13_shapes.ipynb #0f584c95
-def object_masks(
-    scene:dict,
-    size:int=64,    # width and height in pixels
-)->np.ndarray:      # float32 (objects, size, size), the covered share of each pixel
-    "Where each object lies: what an attention map can be held against."
+# %% ../../nbs/data/13_shapes.ipynb #2e600e0e
+def object_masks(scene:dict, size:int=64)->np.ndarray:
+    "Where each object lies, float32 (objects, size, size): the covered share of each pixel."
     out = np.zeros((len(scene['objects']), size, size), np.float32)
     for mask, o in zip(out, scene['objects']):
         patch, (x, y) = _stamp(o, size)
@@ -154,7 +136,7 @@ RELATION_FORMS = ('{a} {rel} {b}', 'there is {a} {rel} {b}', 'the picture shows 
                   '{rel} {b} there is {a}', '{b} with {a} {side}', '{b} and {side} {a}')
 ABSOLUTE_FORMS = ('{} {}', '{1} {0}', 'there is {} {}', 'the picture shows {} {}', '{1} there is {0}')
 
-# %% ../../nbs/data/13_shapes.ipynb #56f6736c
+# %% ../../nbs/data/13_shapes.ipynb #1c28b0d6
 def _name(o, article='a', size=False):
     words = f"{o['size']} {o['colour']} {o['shape']}" if size else f"{o['colour']} {o['shape']}"
     return f"{'an' if article == 'a' and words[0] in 'aeiou' else article} {words}"
@@ -172,13 +154,10 @@ def _absolute_caption(objects, form, rng, size):
     place = lambda o: ('in the ' if position(o) == 'middle' else 'at the ') + position(o)
     forms = [form] + [form if form[:2] in ('{}', '{1') else '{} {}']*(len(objects) - 1)
     return ' and '.join(f.format(_name(o, size=size), place(o)) for f, o in zip(forms, objects))
+def _plain_caption(objects, form, rng, size): return form.format(' and '.join(_name(o, size=size) for o in objects))
 
-def _plain_caption(objects, form, rng, size):
-    return form.format(' and '.join(_name(o, size=size) for o in objects))
-
-# %% ../../nbs/data/13_shapes.ipynb #1b7048ea
+# %% ../../nbs/data/13_shapes.ipynb #461e7275
 _KINDS = dict(relation=(_relation_caption, RELATION_FORMS), absolute=(_absolute_caption, ABSOLUTE_FORMS), objects=(_plain_caption, OPENINGS))
-
 def captions(
     scene:dict,
     n:int=5,               # how many
@@ -198,24 +177,19 @@ def captions(
         out.append(_KINDS[k][0](objects, order[k][i % len(order[k])], rng, size))
     return out
 
-# %% ../../nbs/data/13_shapes.ipynb #a6cc12bf
-def questions(
-    scene:dict,
-    key:int=0,      # another key, other questions
-)->list[dict]:      # of question, answer, type: 'colour', 'shape', 'count', 'exists', 'where' or 'relation'
-    "Questions about a scene whose answer is certain; yes and no are equally likely."
-    rng, lv, objects = Random(key_seed(*scene['key'], 2, key)), LEVELS[scene['level']], scene['objects']
+# %% ../../nbs/data/13_shapes.ipynb #b8f8db2e
+def _looks(scene): return {(o['colour'], o['shape']) for o in scene['objects']}
+def questions(scene:dict)->list[dict]:
+    "Each a question, its one answer, and its type: 'colour', 'shape', 'count', 'exists', 'where' or 'relation'. Yes and no are equally likely."
+    rng, lv, objects = Random(key_seed(*scene['key'], 2)), LEVELS[scene['level']], scene['objects']
+    colour, o, there, out = rng.choice(lv.colours), rng.choice(objects), _looks(scene), []
     only = lambda field: [o for o in objects if sum(p[field] == o[field] for p in objects) == 1]
-    out = []
     def ask(type, question, answer): out.append(dict(question=question, answer=answer, type=type))
     for o in only('shape')[:1]: ask('colour', f"what color is the {o['shape']}?", o['colour'])
     for o in only('colour')[-1:]: ask('shape', f"what shape is the {o['colour']} object?", o['shape'])
-    colour = rng.choice(lv.colours)
     ask('count', f"how many {colour} objects are there?", str(sum(o['colour'] == colour for o in objects)))
     ask('count', "how many objects are there?", str(len(objects)))
-    o = rng.choice(objects)
     ask('where', f"where is {_name(o, 'the')}?", position(o))
-    there = {(o['colour'], o['shape']) for o in objects}
     absent = [(c, s) for c in lv.colours for s in lv.shapes if (c, s) not in there and (c == o['colour'] or s == o['shape'])]
     c, s = rng.choice(absent) if rng.random() < .5 else (o['colour'], o['shape'])
     ask('exists', f"is there {_name(dict(colour=c, shape=s))}?", 'yes' if (c, s) in there else 'no')
@@ -225,123 +199,89 @@ def questions(
         ask('relation', f"is {_name(a, 'the')} {rel} {_name(b, 'the')}?", 'yes' if rel == relation(a, b) else 'no')
     return out
 
-# %% ../../nbs/data/13_shapes.ipynb #21626153
+# %% ../../nbs/data/13_shapes.ipynb #15240356
+def _wrong_scene(scene, kind, rng):
+    "Another scene, or the same one with one colour or shape changed so that it holds something new."
+    while True:
+        if kind == 'other': other = make_scene(rng.randrange(2**40, 2**41), scene['key'][0], scene['level'], SPLITS[scene['key'][1]])
+        else:
+            field, other = rng.choice(('colour', 'shape')), dict(scene, objects=[dict(o) for o in scene['objects']])
+            rng.choice(other['objects'])[field] = rng.choice(getattr(LEVELS[scene['level']], field + 's'))
+        if _looks(other) != _looks(scene) and len(_looks(other)) == len(_looks(scene)): return other
+
 JUNK = ('img {k} jpg', 'free shipping on all orders today', 'click here to see more photos', 'photo of the day', 'best price for {c} shoes',
         'page {k} of our new catalogue', '{c} wallpaper free download', 'posted {k} days ago by admin')
-
-def web_caption(
-    scene:dict,
-    noise:float=.4,  # the share of wrong captions, 0..1; what is wrong at a low share stays wrong at a higher one
-)->dict:             # web_caption, web_is_right, web_kind: 'right', 'other', 'attribute' or 'junk'
-    "One caption for a scene as a web page might have it, and whether it is right."
+def web_caption(scene:dict, noise:float=.4)->dict:
+    """One caption as a web page might have it: web_caption, web_is_right, web_kind ('right', 'other', 'attribute' or 'junk').
+    `noise` is the share of wrong ones, 0..1; what is wrong at a low share stays wrong at a higher one."""
     if not 0 <= noise <= 1: raise InputError(f"noise is a share between 0 and 1, not {noise}.")
-    rng, lv, objects = Random(key_seed(*scene['key'], 3)), LEVELS[scene['level']], scene['objects']
-    wrong, kind = rng.random() < noise, rng.choice(('other', 'attribute', 'junk'))
-    if not wrong: return dict(web_caption=captions(scene, 1, 'mixed', key=9)[0], web_is_right=True, web_kind='right')
-    if kind == 'junk': text = rng.choice(JUNK).format(k=rng.randint(1, 9), c=rng.choice(lv.colours))
-    else:
-        other = _other_scene(scene, rng) if kind == 'other' else _changed(scene, rng)
-        text = captions(other, 1, key=9)[0]
-    return dict(web_caption=text, web_is_right=False, web_kind=kind)
+    rng = Random(key_seed(*scene['key'], 3))
+    kind = ('right', rng.choice(('other', 'attribute', 'junk')))[rng.random() < noise]
+    if kind == 'right': text = captions(scene, 1, 'mixed', key=9)[0]
+    elif kind == 'junk': text = rng.choice(JUNK).format(k=rng.randint(1, 9), c=rng.choice(LEVELS[scene['level']].colours))
+    else: text = captions(_wrong_scene(scene, kind, rng), 1, key=9)[0]
+    return dict(web_caption=text, web_is_right=kind == 'right', web_kind=kind)
 
-# %% ../../nbs/data/13_shapes.ipynb #5d4bd6fa
-def _looks(scene): return {(o['colour'], o['shape']) for o in scene['objects']}
-
-def _other_scene(scene, rng):
-    while True:
-        other = make_scene(rng.randrange(2**40, 2**41), scene['key'][0], scene['level'], SPLITS[scene['key'][1]])
-        if _looks(other) != _looks(scene): return other
-
-def _changed(scene, rng):
-    "The scene with one colour or shape changed into one that makes a new object."
-    i, field = rng.randrange(len(scene['objects'])), rng.choice(('colour', 'shape'))
-    known = getattr(LEVELS[scene['level']], field + 's')
-    while True:
-        objects = [dict(o, **{field: rng.choice(known)}) if j == i else o for j, o in enumerate(scene['objects'])]
-        other = dict(scene, objects=objects)
-        if _looks(other) != _looks(scene) and len(_looks(other)) == len(objects): return other
-
-# %% ../../nbs/data/13_shapes.ipynb #cc06724f
-def _words(texts): return set(re.findall(r'[a-z0-9]+|\?', ' '.join(re.sub(r'\{.*?\}', ' ', t) for t in texts)))
-
-def vocabulary(
-    level:str='default',
-    questions:bool=False,  # also the words of questions and answers
-    web:bool=False,        # also the words of web-like junk
-)->list[str]:              # sorted
-    "Every word that the captions of a level can hold."
+# %% ../../nbs/data/13_shapes.ipynb #5f435233
+def vocabulary(level:str='default', questions:bool=False, web:bool=False)->list[str]:
+    "Every word that the captions of a level can hold, sorted; on request also those of questions with answers, and of web junk."
     lv = LEVELS[_pick(level, LEVELS, 'level')]
-    texts = [*lv.colours, *lv.shapes, *OPENINGS, *ABSOLUTE_FORMS, 'a and at the in top bottom left right middle']
-    if 'orange' in lv.colours: texts += ['an']
+    texts = [*lv.colours, *lv.shapes, *OPENINGS, *ABSOLUTE_FORMS, 'a at the in top bottom left right middle', *['an']*('orange' in lv.colours)]
     if len(lv.sizes) > 1: texts += lv.sizes
-    if lv.objects > 1: texts += [*RELATION_FORMS, *SIDE_WORDS.values(), *(w for ws in RELATION_WORDS.values() for w in ws)]
+    if lv.objects > 1: texts += ['and', *RELATION_FORMS, *SIDE_WORDS.values(), *(w for ws in RELATION_WORDS.values() for w in ws)]
     if questions: texts += [f'what color is shape object where how many objects are there? yes no {" ".join(OPPOSITE)}', *map(str, range(lv.objects + 1))]
     if web: texts += [*JUNK, *map(str, range(1, 10))]
-    return sorted(_words(texts))
+    return sorted(set(re.findall(r'[a-z0-9]+|\?', re.sub(r'\{.*?\}', ' ', ' '.join(texts)))))
 
-# %% ../../nbs/data/13_shapes.ipynb #fa3d7a6e
+# %% ../../nbs/data/13_shapes.ipynb #82087718
 @dataclass(frozen=True)
 class ShapesDataset:
-    "Rows of the drawn world, made on access; picklable. See `shapes_dataset`."
-    n:int
+    """Rows drawn on access: image, image_id (no two splits share one), gt_caption (a list), questions, scene, split,
+    web_caption, web_is_right, web_kind. Picklable; `dataclasses.replace` gives the same pictures with, say, another `kind`."""
+    n:int                 # rows; row i is the same whatever n is
     seed:int=0
-    level:str='default'
-    split:str='train'
-    size:int=64
-    noise:float=0.
-    kind:str=None
+    level:str='default'   # 'easy', 'default' or 'hard'
+    split:str='train'     # 'train', 'val' or 'test'
+    size:int=64           # pixels
+    noise:float=0.        # share of wrong captions in `web_caption`
+    kind:str=None         # kind of `gt_caption`, see `captions`; None: 'mixed' in training, 'relation' elsewhere
     n_captions:int=5
-
     def __len__(self): return self.n
     def __getitem__(self, i):
         if isinstance(i, slice): return [self[j] for j in range(*i.indices(self.n))]
-        if not -self.n <= i < self.n: raise IndexError(f"row {i} of a data set with {self.n} rows")
-        return self.row(int(i) % self.n)
-    def scene(self, i:int)->dict: return make_scene(i, self.seed, self.level, self.split)
-    def row(self, i, image=True):
-        s = self.scene(i)
+        if not -self.n <= i < self.n: raise IndexError(f"There is no row {i} in a data set of {self.n} rows.")
+        scene = self.scene(i)
+        return dict(image=draw(scene, self.size), **self._texts(scene))
+    def scene(self, i:int)->dict: return make_scene(int(i) % self.n, self.seed, self.level, self.split)
+    def _texts(self, scene):
         kind = self.kind or ('mixed' if self.split == 'train' else 'relation')
-        row = dict(image_id=SPLITS.index(self.split)*10**9 + i, gt_caption=captions(s, self.n_captions, kind), questions=questions(s),
-                   scene=s, split=self.split, **web_caption(s, self.noise))
-        return dict(image=draw(s, self.size), **row) if image else row
+        return dict(image_id=scene['key'][1]*10**9 + scene['key'][2], gt_caption=captions(scene, self.n_captions, kind), questions=questions(scene),
+                    scene=scene, split=self.split, **web_caption(scene, self.noise))
     def to_datasets(self):
         "All rows as a `datasets.Dataset`, the pictures as PNG."
-        ds = optional_import('datasets', why='A datasets.Dataset')
-        def png(i): b = io.BytesIO(); draw(self.scene(i), self.size).save(b, 'png'); return dict(bytes=b.getvalue(), path=None)
-        rows = [dict(image=png(i), **self.row(i, image=False)) for i in range(self.n)]
+        ds, rows = optional_import('datasets', why='A datasets.Dataset'), []
+        for scene in map(self.scene, range(self.n)):
+            draw(scene, self.size).save(png := io.BytesIO(), 'png')
+            rows.append(dict(image=dict(bytes=png.getvalue(), path=None), **self._texts(scene)))
         return ds.Dataset.from_list(rows).cast_column('image', ds.Image())
 
-# %% ../../nbs/data/13_shapes.ipynb #677051ab
-def shapes_dataset(
-    n:int,                 # rows; row i is the same whatever n is
-    seed:int=0,
-    level:str='default',   # 'easy', 'default' or 'hard'
-    split:str='train',     # 'train', 'val' or 'test'
-    size:int=64,           # pixels
-    noise:float=0.,        # share of wrong captions in `web_caption`
-    as_dataset:bool=False, # True: a `datasets.Dataset`, drawn at once
-    kind:str=None,         # kind of `gt_caption`, see `captions`; None: 'mixed' in training, 'relation' elsewhere
-    n_captions:int=5,
-):                         # rows: image, image_id, gt_caption, questions, scene, split, web_caption, web_is_right, web_kind
-    "The drawn world as a sequence of rows."
-    data = ShapesDataset(n, seed, level, split, size, noise, kind, n_captions)
-    if n: data[0]  # a wrong name fails here, not in a worker
+def shapes_dataset(n:int, seed:int=0, level:str='default', split:str='train', size:int=64, noise:float=0., as_dataset:bool=False, **kw):
+    "The drawn world as a `ShapesDataset` (its fields are the parameters), or with `as_dataset` as a `datasets.Dataset`, drawn at once."
+    data = ShapesDataset(n, seed, level, split, size, noise, **kw)
+    data._texts(make_scene(0, seed, level, split))  # a wrong name fails here, not in a worker
     return data.to_datasets() if as_dataset else data
 
-# %% ../../nbs/data/13_shapes.ipynb #41075821
+# %% ../../nbs/data/13_shapes.ipynb #bd2e7f14
 _NOUN = re.compile(rf"(?:\b(a|an|the|one) )?(?:\b(small|large|big|little) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 _SIDES = dict(left='<', right='>', above='^', over='^', below='v', under='v', beneath='v')
 _PHRASES = [(re.compile(p), f) for p, f in (
-    (r'\b(?:on|to) (?:its|the) (left|right)(?! of)(?= |$)', lambda m: 'S' + _SIDES[m[1]]),
+    (r'\b(?:on|to) its (left|right)\b', lambda m: 'S' + _SIDES[m[1]]),
     (r'\b(above|over|below|under|beneath) it\b', lambda m: 'S' + _SIDES[m[1]]),
     (r'\b(?:(?:to|on) the )?(left|right) of\b', lambda m: 'R' + _SIDES[m[1]]),
     (r'\b(above|over|below|under|beneath)\b', lambda m: 'R' + _SIDES[m[1]]),
-    (r'\b(?:at|in|on) the (?:(top|bottom)(?: (left|right))?|(left|right)|(?:middle|center))\b',
-     lambda m: 'P' + {'top': '^', 'bottom': 'v'}.get(m[1], '-') + _SIDES.get(m[2] or m[3], '-')),
+    (r'\b(?:at|in|on) the (?:(top|bottom)(?: (left|right))?|(left|right)|(?:middle|center))\b', lambda m: 'P' + {'top': '^', 'bottom': 'v'}.get(m[1], '-') + _SIDES.get(m[2] or m[3], '-')),
     (r'\bthere (?:is|are)\b', lambda m: 'T'))]
 _OPENING = re.compile(r'^(?:T|the (?:picture|image) shows|(?:you|we) can see|(?:a|the) (?:picture|image) of) ')
-
-# %% ../../nbs/data/13_shapes.ipynb #f9047013
 _RULES = [re.compile(r + r'(?:$| and (?=.))') for r in (
     r'(?P<a>[N=]\d) (?:is )?R(?P<r>.) (?P<b>[N=]\d)',           # a left of b
     r'R(?P<r>.) (?P<b>[N=]\d) (?:T |is )?(?P<a>[N=]\d)',        # left of b there is a
@@ -357,18 +297,17 @@ def _readings(text, facts=()):
     found = (rule.match(text) for rule in _RULES)
     return set().union(*(_readings(text[m.end():], facts + (tuple(sorted((k, v.lstrip('N=')) for k, v in m.groupdict().items())),)) for m in found if m))
 
-# %% ../../nbs/data/13_shapes.ipynb #f81d96a0
-def parse_caption(
-    text:str,    # any case, with or without articles and punctuation
-)->dict|None:    # objects: list of (size or None, colour, shape); relations: list of (i, '<>^v', j); positions: list of (i, row, column); None if unreadable or ambiguous
-    "What a caption says, as plain data. 'the red circle' means one that was named before, if there was one."
+# %% ../../nbs/data/13_shapes.ipynb #23c25788
+def parse_caption(text:str)->dict|None:
+    """What a caption says: `objects` (size or None, colour, shape), `relations` (i, one of '<>^v', j), `positions` (i, row, column).
+    Any case, with or without articles; 'the red circle' is one named before, if there was one. None when unreadable or ambiguous."""
     objects = []
     def noun(m):
         look = (m[3], m[4])
         if m[1] == 'the' and look in (named := [o[1:] for o in objects]): return f'={named.index(look)}'
         objects.append(({'big': 'large', 'little': 'small'}.get(m[2], m[2]), *look))
         return f'N{len(objects) - 1}'
-    text = _NOUN.sub(noun, ' '.join(re.sub(r'[.,;:!]', ' ', text.lower()).split()))
+    text = _NOUN.sub(noun, re.sub(r'[^a-z0-9]+', ' ', text.lower()).strip())
     for phrase, symbol in _PHRASES: text = phrase.sub(symbol, text)
     readings = _readings(_OPENING.sub('', text)) if len(objects) < 10 and text else ()
     if len(readings) != 1: return None
@@ -376,21 +315,17 @@ def parse_caption(
     return dict(objects=objects, relations=[(int(f['a']), f['r'], int(f['b'])) for f in facts if 'r' in f],
                 positions=[(int(f['a']), *f['p']) for f in facts if 'p' in f])
 
-# %% ../../nbs/data/13_shapes.ipynb #7d0f74cc
+# %% ../../nbs/data/13_shapes.ipynb #d02d1064
 def _side(a, b):
     "The side of b that a lies on; '' when neither axis dominates."
     dx, dy = a['x'] - b['x'], a['y'] - b['y']
     if abs(dx) >= 1.2*abs(dy): return '<' if dx < 0 else '>'
     return ('^' if dy < 0 else 'v') if abs(dy) >= 1.2*abs(dx) else ''
+def _ninth(o): return tuple(lo if c < .38 else hi if c > .62 else '-' for c, lo, hi in ((o['y'], '^', 'v'), (o['x'], '<', '>')))
 
-def _ninth(o): return tuple('--'[:0] or (lo if c < .38 else hi if c > .62 else '-') for c, lo, hi in ((o['y'], '^', 'v'), (o['x'], '<', '>')))
-
-# %% ../../nbs/data/13_shapes.ipynb #fbee16c7
-def score_caption(
-    caption:str,
-    scene:dict,
-)->dict:         # objects: bool; relation, position, size: True, False, or None when the caption does not speak of it
-    "Hold a caption against the truth: `objects` asks for colour and shape of every object, each exactly once."
+def score_caption(caption:str, scene:dict)->dict:
+    """Hold a caption against the truth. `objects`: colour and shape of every object are right, each named exactly once.
+    `relation`, `position`, `size`: True, False, or None when the caption does not speak of it. An unreadable caption is False throughout."""
     said, truth = parse_caption(caption), {(o['colour'], o['shape']): o for o in scene['objects']}
     if said is None: return dict(objects=False, relation=False, position=False, size=False)
     meant = [truth.get(o[1:]) for o in said['objects']]
@@ -400,19 +335,16 @@ def score_caption(
         position=verdict([bool(meant[i]) and _ninth(meant[i]) == tuple(p) for i, *p in said['positions']]),
         size=verdict([bool(m) and m['size'] == o[0] for m, o in zip(meant, said['objects']) if o[0]]))
 
-# %% ../../nbs/data/13_shapes.ipynb #ff0c856f
-def score_captions(
-    captions:list[str],
-    scenes:list[dict],  # one for each caption
-)->dict:                # n, and shares of all captions: objects, relation, both, relation_stated; relation_chance
-    "Shares of captions that are right. `relation_chance` is the share right for the best guess that does not look."
+# %% ../../nbs/data/13_shapes.ipynb #d1e8ea8d
+def score_captions(captions:list[str], scenes:list[dict])->dict:
+    """`n`, and the shares of captions whose objects, relation, or both are right, or that state a relation at all; one scene for each caption.
+    `relation_chance` is the share right for the best guess that names the objects in any order and does not look."""
     if len(captions) != len(scenes) or not scenes: raise InputError(f"There are {len(captions)} captions for {len(scenes)} scenes; there must be one for each, and at least one.")
     scores = [score_caption(c, s) for c, s in zip(captions, scenes)]
     share = lambda f: sum(map(f, scores)) / len(scores)
     out = dict(n=len(scores), objects=share(lambda s: s['objects']), relation=None, both=None, relation_stated=None, relation_chance=None)
     sides = [_side(a, b) for s in scenes for i, a in enumerate(s['objects']) for b in s['objects'][:i]]
     if not sides: return out
-    across = sum(s in '<>' for s in sides) / len(sides)
-    stated = max(len(s['objects']) for s in scenes) - 1
+    across, stated = sum(s in '<>' for s in sides) / len(sides), max(len(s['objects']) for s in scenes) - 1
     return dict(out, relation=share(lambda s: s['relation'] is True), both=share(lambda s: s['objects'] and s['relation'] is True),
                 relation_stated=share(lambda s: s['relation'] is not None), relation_chance=(max(across, 1 - across) / 2)**stated)
