@@ -6,7 +6,7 @@
 __all__ = ['BlipTextEmbeddings', 'BlipTextSelfAttention', 'BlipTextSelfOutput', 'BlipTextAttention', 'BlipTextIntermediate',
            'BlipTextLayer', 'BlipTextEncoder', 'BlipTextPreTrainedModel', 'BlipTextPooler', 'BlipTextModel',
            'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead', 'BlipTextOnlyMLMHead', 'lm_loss', 'per_step',
-           'BlipTextLMHeadModel']
+           'BlipTextLMHeadModel', 'prompt_rows', 'pad_cat', 'merge_steps', 'merge_generated', 'generate_rows']
 
 # %% ../../nbs/nets/22_text.ipynb #69a84595
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -288,3 +288,54 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         out['attentions'] = per_step(seen.attentions, p)
         if seen.cross_attentions is not None: out['cross_attentions'] = per_step(seen.cross_attentions, p)
         return out
+
+# %% ../../nbs/nets/22_text.ipynb #5efaae96
+def prompt_rows(input_ids, attention_mask, n:int, cfg)->list:
+    "Each row's prompt as a list of ids: [DEC] first, without pads and without its closing [SEP]. A list of lists is a batch, a flat list one prompt for all."
+    if input_ids is None: return [[cfg.bos_token_id]]*n
+    rows = [[int(i) for i in r] for r in (input_ids.tolist() if isinstance(input_ids, torch.Tensor) else input_ids if isinstance(input_ids[0], (list, tuple, torch.Tensor)) else [input_ids])]
+    masks = attention_mask.tolist() if attention_mask is not None else [[i != cfg.pad_token_id for i in r] for r in rows]
+    rows = [[i for i, m in zip(r, mask) if m] for r, mask in zip(rows, masks)]
+    if len(rows) == 1 and n > 1: rows = rows*n
+    if len(rows) % n: raise InputError(f"{len(rows)} prompts for {n} pictures: give one prompt, or the same number for each picture.")
+    return [[cfg.bos_token_id] + (r[1:-1] if len(r) > 1 and r[-1] == cfg.sep_token_id else r[1:]) for r in rows]
+
+def pad_cat(xs:list, pad=0):
+    "Concatenate tensors (n_i, t_i) along rows, padded on the right to the longest."
+    t = max(x.shape[1] for x in xs)
+    return torch.cat([F.pad(x, (0, t - x.shape[1]), value=pad) for x in xs])
+
+# %% ../../nbs/nets/22_text.ipynb #9ea616dd
+def merge_steps(groups:list, order:torch.Tensor)->tuple:
+    "Per-step, per-layer maps of several groups as one; shorter prompts and texts are filled with zeros."
+    def at(g, t, l): return g[t][l] if t < len(g) else torch.zeros_like(g[-1][l][:, :, -1:])
+    def join(xs):
+        q, s = (max(x.shape[d] for x in xs) for d in (2, 3))
+        return torch.cat([F.pad(x, (0, s - x.shape[3], q - x.shape[2], 0)) for x in xs])[order]
+    return tuple(tuple(join([at(g, t, l) for g in groups]) for l in range(len(groups[0][0]))) for t in range(max(map(len, groups))))
+
+def merge_generated(outs:list, order:torch.Tensor, pad:int):
+    "What several groups of rows gave, as one, rows back in `order`: sequences, their scores and their maps."
+    if len(outs) == 1: return outs[0]
+    if not isinstance(outs[0], dict): return pad_cat(outs, pad)[order]
+    merged = type(outs[0])(sequences=pad_cat([o.sequences for o in outs], pad)[order])
+    if outs[0].get('sequences_scores') is not None: merged['sequences_scores'] = torch.cat([o.sequences_scores for o in outs])[order]
+    for k in ('attentions', 'cross_attentions'):
+        if outs[0].get(k) is not None: merged[k] = merge_steps([o[k] for o in outs], order)
+    return merged
+
+# %% ../../nbs/nets/22_text.ipynb #07ede3d2
+def generate_rows(
+    decoder,               # a BlipTextLMHeadModel
+    rows:list,             # n prompts from `prompt_rows`
+    image:torch.Tensor,    # (b, s, width), b divides n
+    **options,             # of `generate`
+):                         # ids (n·returned, t) or the dict output of transformers
+    "Decode rows of equal prompt length together."
+    groups = {}
+    for i, r in enumerate(rows): groups.setdefault(len(r), []).append(i)
+    outs = [decoder.generate(torch.tensor([rows[i] for i in g], device=image.device), **options,
+        encoder_hidden_states=image if len(groups) == 1 else image[[i*len(image)//len(rows) for i in g]]) for g in groups.values()]
+    k = len(outs[0] if isinstance(outs[0], torch.Tensor) else outs[0].sequences) // len(next(iter(groups.values())))
+    order = torch.tensor([i*k + j for g in groups.values() for i in g for j in range(k)]).argsort().to(image.device)
+    return merge_generated(outs, order, decoder.config.pad_token_id)

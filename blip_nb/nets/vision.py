@@ -105,7 +105,7 @@ class BlipEncoder(nn.Module):
             if maps: all_weights += (weights,)
         return x, all_states if states else None, all_weights if maps else None
 
-# %% ../../nbs/nets/21_vision.ipynb #2b78068e
+# %% ../../nbs/nets/21_vision.ipynb #505ff5ef
 class BlipPreTrainedModel(PreTrainedModel):
     "What every BLIP model shares: transformers' config classes, keys and conventions."
     config_class = BlipConfig
@@ -115,6 +115,9 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _no_split_modules = ['BlipEncoderLayer', 'BlipTextLayer', 'BlipTextEmbeddings']
     _skip_keys_device_placement = ['past_key_values', 'image_cache']
+
+    @classmethod
+    def _can_set_attn_implementation(cls): return True  # transformers guesses this from the source text, and guesses wrong here
 
     @torch.no_grad()
     def _init_weights(self, module):
