@@ -11,10 +11,10 @@ FLOOR = {
     "nets.attention": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.blip": 4, "nets.checkpoints": 5,
-    "evaluation.captions": 2,
+    "evaluation.ptb": 1, "evaluation.captions": 2,
     "visual.attention": 3,
     "tasks.caption": 6,
-    "training.recipes": 6,  # read by the loop
+    "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
     "cli": 9,
 }
