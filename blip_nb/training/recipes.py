@@ -6,22 +6,24 @@
 __all__ = ['SCHEDULES', 'HARMLESS', 'RECIPES', 'warmup_lr', 'step_decay', 'cosine_epoch', 'warmup_cosine', 'Recipe', 'check',
            'recipe_table', 'changed_fields', 'lr_at', 'find_recipe', 'param_groups', 'make_optimizer', 'EMA']
 
-# %% ../../nbs/training/40_recipes.ipynb #45387627
-import dataclasses, math
+# %% ../../nbs/training/40_recipes.ipynb #2c7378aa
+import dataclasses, json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 import torch
 from ..core import InputError
 
-# %% ../../nbs/training/40_recipes.ipynb #3dc7464e
+# %% ../../nbs/training/40_recipes.ipynb #1fd228fc
 def warmup_lr(step:int, warmup:int, lr:float, start:float=1e-6)->float:
     "A straight line from `start` to `lr` over `warmup` steps, then flat (BLIP's pre-training, arXiv 2201.12086)."
     return lr if step >= warmup else min(lr, start + (lr - start) * step / warmup)
 
+# %% ../../nbs/training/40_recipes.ipynb #6b6ad406
 def step_decay(epoch:int, lr:float, min_lr:float=0., decay:float=.9)->float:
     "`lr` times `decay` after each epoch, never below `min_lr` (BLIP's pre-training)."
     return max(min_lr, lr * decay**epoch)
 
+# %% ../../nbs/training/40_recipes.ipynb #46a3734f
 def cosine_epoch(epoch:int, epochs:int, lr:float, min_lr:float=0.)->float:
     "Half a cosine in `epochs` stairs, from `lr` towards `min_lr` (BLIP's fine-tunings)."
     return (lr - min_lr) * .5 * (1 + math.cos(math.pi * epoch / epochs)) + min_lr
@@ -39,7 +41,7 @@ def _opt(default, help):
     kw = dict(default_factory=default) if callable(default) else dict(default=default)
     return field(metadata=dict(help=help), **kw)
 
-# %% ../../nbs/training/40_recipes.ipynb #dd1c8cd4
+# %% ../../nbs/training/40_recipes.ipynb #d51b1d72
 @dataclass(frozen=True)
 class Recipe:
     "How a run goes. Change one with `recipe.but(lr=1e-4)`; print it for a table. Unknown or impossible values raise `InputError`."
@@ -77,11 +79,11 @@ class Recipe:
         object.__setattr__(self, 'betas', tuple(self.betas))
         check(self)
     def but(self, **changes): return dataclasses.replace(self, **changes)
-    def to_dict(self): return {**dataclasses.asdict(self), 'betas': list(self.betas)}
+    def to_dict(self): return json.loads(json.dumps(dataclasses.asdict(self)))  # as it is read back from a file: lists for tuples
     def __str__(self): return recipe_table(self)
     def _repr_html_(self): return f'<pre>{self}</pre>'
 
-# %% ../../nbs/training/40_recipes.ipynb #32fb7fe5
+# %% ../../nbs/training/40_recipes.ipynb #bbdac1d4
 SCHEDULES = ('warmup_cosine', 'cosine_epoch', 'step_decay')
 
 def check(recipe:Recipe):
@@ -94,6 +96,8 @@ def check(recipe:Recipe):
              ('augment', r.augment in ('train', None) or isinstance(r.augment, dict), "'train', None or a dict")]
     for name, ok, wanted in rules:
         if not ok: raise InputError(f"The recipe's {name} is {getattr(r, name)!r}; it must be {wanted}.")
+    try: r.to_dict()
+    except TypeError as e: raise InputError(f"A recipe is stored as JSON, so its values are numbers, strings, lists and dicts ({e}).") from e
 
 # %% ../../nbs/training/40_recipes.ipynb #9d0f1d6a
 def recipe_table(recipe:Recipe)->str:
