@@ -46,13 +46,13 @@ def _from_array(a):
     a = a.astype(np.uint8)
     return Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[-1] == 1 else a)
 
-# %% ../../nbs/data/12_images.ipynb #c1dce4d9
+# %% ../../nbs/data/12_images.ipynb #b6d162bd
 def _open(source, name):
     "Decode a path, bytes or an open file; every failure names it."
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
-        image.load()
-        return image
+        with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as image:
+            image.load()
+            return image
     except FileNotFoundError: raise InputError(f"There is no image file {name}; check the path, relative paths start at {os.getcwd()}.") from None
     except IsADirectoryError: raise InputError(f"{name} is a folder; pass an image file, or load the folder with load_captions.") from None
     except Exception as e:  # decoders raise nearly anything on damaged data
