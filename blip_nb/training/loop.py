@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LossModule', 'make_accelerator', 'leave', 'Progress', 'Run', 'reseed', 'backward', 'update', 'write', 'flush',
-           'train_epoch', 'validation_loss', 'score_of', 'validate', 'save', 'read_about', 'check_same', 'load',
-           'finish_epoch', 'find_start', 'open_folder', 'fit', 'interrupted']
+           'train_epoch', 'validation_loss', 'score_of', 'save_task', 'validate', 'save', 'read_about', 'check_same',
+           'load', 'finish_epoch', 'find_start', 'open_folder', 'fit', 'interrupted']
 
 # %% ../../nbs/training/41_loop.ipynb #65e15c03
 import atexit, json, math, os, random, shutil, sys, time
@@ -196,7 +196,18 @@ def score_of(
     if missing or not names: raise InputError(f"The recipe selects on {select_on!r}, but validation gave {', '.join(scores) or 'no scores'}. Set select_on to one of these.")
     return sum(-scores[k] if 'loss' in k else scores[k] for k in names)
 
-# %% ../../nbs/training/41_loop.ipynb #23934203
+# %% ../../nbs/training/41_loop.ipynb #3641e889
+def save_task(run:Run, folder):
+    "The task's own files, with the averaged weights where there are any, and without transformers' progress bars."
+    bars = sys.modules['transformers'].utils.logging if 'transformers' in sys.modules else None
+    shown = bars and bars.is_progress_bar_enabled()
+    if shown: bars.disable_progress_bar()
+    try:
+        with run.averaged(): run.task.save_pretrained(folder)
+    finally:
+        if shown: bars.enable_progress_bar()
+
+# %% ../../nbs/training/41_loop.ipynb #e3816ec8
 def validate(run:Run)->dict:
     "Scores of the validation rows, by the averaged weights where there are any; a new best is saved as `best`."
     r = run.recipe; run.task.eval()
@@ -204,13 +215,12 @@ def validate(run:Run)->dict:
         if run.metrics: scores = run.metrics(run.task, run.val, **r.generate)
         elif hasattr(run.task, 'validate'): scores = run.task.validate(run.val, **r.generate)
         else: scores = validation_loss(run.task, run.val, r, run.device)
-        score = score_of(scores, r.select_on)
-        better = math.isfinite(score) and (run.best is None or score > run.best)
-        if better: write_folder(run.out/'best', run.task.save_pretrained)
-    if better: run.best = score
+    score = score_of(scores, r.select_on)
+    better = math.isfinite(score) and (run.best is None or score > run.best)
+    if better: write_folder(run.out/'best', lambda folder: save_task(run, folder)); run.best = score
     return {**{k: float(v) for k, v in scores.items()}, 'best': better}
 
-# %% ../../nbs/training/41_loop.ipynb #b42e8598
+# %% ../../nbs/training/41_loop.ipynb #dbd36e07
 def save(run:Run):
     "Write `last`, whole or not at all."
     about = dict(epoch=run.epoch, step=run.step, best=run.best, rows=len(run.rows), recipe=run.recipe.to_dict())
@@ -219,7 +229,7 @@ def save(run:Run):
     def fill(folder):
         torch.save(state, folder/'trainer.pt')
         (folder/'run.json').write_text(json.dumps(about, indent=1))
-        with run.averaged(): run.task.save_pretrained(folder)
+        save_task(run, folder)
     write_folder(run.out/'last', fill)
 
 # %% ../../nbs/training/41_loop.ipynb #d0034f7e
