@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['packaged_vocab', 'read_vocab', 'BlipTokenizer', 'load_tokenizer', 'compact_tokenizer', 'clean_caption',
-           'clean_question']
+           'clean_question', 'CleanCaptions']
 
 # %% ../../nbs/data/11_text.ipynb #656dab70
 import copy, json, os, re
@@ -126,3 +126,13 @@ def clean_question(
 )->str:
     "A question as BLIP was trained on it."
     return ' '.join(_MARKS.sub('', _check_text(text, 'question')).rstrip(' ').split(' ')[:max_words])
+
+# %% ../../nbs/data/11_text.ipynb #218a6122
+class CleanCaptions:
+    "A view of rows with cleaned `gt_caption`s; captions that cleaning leaves empty are dropped."
+    def __init__(self, rows, max_words:int=30): self.rows, self.max_words = rows, max_words
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i):
+        row = dict(self.rows[i]); texts = row.get('gt_caption') or []
+        cleaned = (clean_caption(t, self.max_words) for t in ([texts] if isinstance(texts, str) else texts))
+        return row | dict(gt_caption=[t for t in cleaned if t])
