@@ -11,12 +11,12 @@ FLOOR = {
     "nets.attention": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.blip": 4, "nets.checkpoints": 5,
-    "evaluation.ptb": 1, "evaluation.captions": 2,
-    "visual.attention": 3,
-    "tasks.caption": 6,
+    "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
+    "visual.attention": 3, "visual.report": 3,
+    "tasks.task": 6, "tasks.caption": 7,
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
-    "cli": 9,
+    "demo": 8, "cli": 9,
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",
