@@ -1,5 +1,5 @@
 """What is published: an sdist, the wheel built from it, and a package that runs from either, away from the sources. No network."""
-import configparser, email, subprocess, sys, sysconfig, tarfile, zipfile
+import configparser, email, os, subprocess, sys, sysconfig, tarfile, zipfile
 
 import pytest
 from tree import ROOT, copy_tree, run
@@ -86,10 +86,19 @@ def test_sdist_installs(sdist, tmp_path):
     assert where.startswith(str(tmp_path / "lib")) and int(n) == 5
 
 
-@pytest.mark.parametrize("how", ["console script", "python -m"])
-def test_command_line_of_the_wheel(installed, tmp_path, how):
-    if not (ROOT / "blip_nb/cli.py").exists(): pytest.skip("blip_nb.cli is not built yet")
-    cmd = [installed.parent / "blip_nb"] if how == "console script" else [installed, "-m", "blip_nb"]
-    done = subprocess.run([*map(str, cmd), "--help"], cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: blip_nb") and "caption" in done.stdout
+@pytest.mark.parametrize("command", [[], ["caption"], ["train"], ["evaluate"], ["demo"]], ids=" ".join)
+def test_help_of_the_command_line(installed, tmp_path, command):
+    text = run(installed.parent / "blip_nb", *command, "--help", cwd=tmp_path)
+    assert text.startswith(" ".join(["usage: blip_nb", *command]))
+    assert f"blip_nb {command[0]} " in text.split("example:")[1] if command else "caption" in text
+
+
+def test_python_m_is_the_command_line(installed, tmp_path):
+    assert run(installed, "-m", "blip_nb", "--help", cwd=tmp_path).startswith("usage: blip_nb ")
+
+
+@pytest.mark.parametrize("command", [["evaluate", "nowhere.json", "--model", "nothing"], ["caption", "nowhere.jpg", "--model", "nothing"]], ids=lambda c: c[0])
+def test_a_mistake_gets_a_sentence_and_no_traceback(installed, tmp_path, command):
+    done = subprocess.run([installed.parent / "blip_nb", *command], cwd=tmp_path, text=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode not in (0, -11) and "Traceback" not in done.stderr, done.stderr
+    assert "nowhere" in done.stderr or "nothing" in done.stderr, done.stderr
