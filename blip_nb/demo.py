@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'Size', 'small_captioner', 'demo_data', 'all_captions', 'blind_captions', 'demo_scores', 'attention_figures',
            'demo_report', 'demo']
 
-# %% ../nbs/69_demo.ipynb #83140743
+# %% ../nbs/69_demo.ipynb #43f9de4d
 import json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from .core import InputError, key_seed, pick_device
 from .data.text import CleanCaptions, clean_caption, compact_tokenizer
 from .tasks.caption import BlipCaption
 from .training.loop import fit
-from .training.recipes import RECIPES
+from .training.recipes import RECIPES, find_recipe
 from .visual.report import card, figure, figure_uri, gallery, page, paragraph, table
 
 # %% ../nbs/69_demo.ipynb #3d43f37d
@@ -85,7 +85,7 @@ def demo_scores(data:dict, predictions:list)->list:
         rows.append(row)
     return rows
 
-# %% ../nbs/69_demo.ipynb #032173e0
+# %% ../nbs/69_demo.ipynb #76db6615
 def attention_figures(task, rows, n:int=3)->list:
     "Word-by-word attention of the first `n` rows, as figures."
     from blip_nb.visual.attention import merge_pieces, show_words, word_maps
@@ -94,7 +94,7 @@ def attention_figures(task, rows, n:int=3)->list:
         image = task.transform().batch([rows[i]['image']])
         p = task.predict(image, num_beams=3, output_attentions=True)[0]
         keep = [j for j, (w, _) in enumerate(p.pred_token_scores) if w not in task.tokenizer.all_special_tokens]
-        words, maps = merge_pieces([p.pred_token_scores[j][0] for j in keep], word_maps(p.cross_attentions[keep], layer=-1))
+        words, maps = merge_pieces([p.pred_token_scores[j][0] for j in keep], word_maps(p.cross_attentions[keep]))
         out.append(show_words(rows[i]['image'], words, maps, title=p.pred_caption))
     return out
 
@@ -102,7 +102,7 @@ def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)
     "The page: scores, curve, pictures with captions, attention word by word."
     from blip_nb.training.survival import plot_log
     cards = [card(data['val'][i]['image'], [('ours', p.pred_caption), ('', f'score {p.pred_score:.2f}'), *(('human', c) for c in p.gt_caption[:2])]) for i, p in list(enumerate(predictions))[:24]]
-    maps = [figure(figure_uri(f, 75), 'Where the last layer looks while it writes each word, mean of its heads. Bright places weigh most. The first word\'s map is that of [DEC], which has read nothing yet.') for f in attention_figures(task, data['val'])]
+    maps = [figure(figure_uri(f, 75), 'Where it looks while it writes each word: cross-attention, mean of all layers and heads.') for f in attention_figures(task, data['val'])]
     return page('A captioner trained from scratch', about['lead'], [
         ('Scores on pictures it has not seen', [table(scores), paragraph('Captions by beam search with 3 beams, tokenised and scored as the official COCO code does. CIDEr runs from 0 to 10, the others from 0 to 1.')]),
         ('How it learned', [figure(figure_uri(plot_log(log)), 'Left, the training loss; right, what validation gave during training.')]),
@@ -110,7 +110,7 @@ def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)
         ('Where it looks', maps),
         ('The run', [table([dict(what=k, value=str(v)) for k, v in about['run'].items()])])])
 
-# %% ../nbs/69_demo.ipynb #dd1bfe02
+# %% ../nbs/69_demo.ipynb #e3194874
 def demo(
     data=None,             # folder or file with captioned photos (see `load_captions`); None: the drawn world
     out='demo',            # report.html goes here, checkpoints into a folder below
@@ -124,10 +124,11 @@ def demo(
     "Train, evaluate and report. Goes on where an interrupted run with the same settings stopped."
     start, data_, out = time.time(), demo_data(data, n, level, seed), Path(out)
     name, train = data_['name'], CleanCaptions(data_['train'])
-    recipe = (recipe if recipe is not None and not isinstance(recipe, str) else RECIPES[recipe or name]).but(seed=seed)
+    recipe = find_recipe(recipe or name).but(seed=seed)
     task = small_captioner([clean_caption(c, 30) for texts in all_captions(data_['train']) for c in texts], size or SIZES[name], seed)
     run = out/'runs'/f'{name}-seed{seed}'
     weights = sum(p.numel() for p in task.parameters())
+    if pick_device(device).type == 'cpu': task.net.set_attn_implementation('eager')  # with gradients, at 40 to 70 keys, a CPU is faster with attention written out
     if progress: print(f"{len(train):,} pictures to learn from, {len(data_['val']):,} held out; {weights/1e6:.2f} million weights, {len(task.tokenizer)} words; {recipe.epochs} epochs on {pick_device(device)}", flush=True)
     log = fit(task, train, data_['val'], recipe, out=run, resume=False if overwrite else 'auto', overwrite=overwrite, device=device, progress=progress, resume_with='the same command again')
     if log.interrupted: return dict(interrupted=True, run=str(run))

@@ -156,7 +156,7 @@ class BlipTask(PictureReader):
         image_processor(c['size'] if isinstance(c['size'], int) else c['size'][0], image_mean=list(c['mean']), image_std=list(c['std'])).save_pretrained(path)
         (Path(path)/'task.json').write_text(json.dumps(dict(task=type(self).__name__, options=self.options, pixels=c), indent=1))
 
-# %% ../../nbs/tasks/29_task.ipynb #9573144f
+# %% ../../nbs/tasks/29_task.ipynb #f45aa1f4
 def read_json(name_or_path, file:str)->dict:
     "A JSON file of a folder or hub repository; {} where it is not there."
     from transformers.utils import cached_file
@@ -167,7 +167,11 @@ def load_task(cls, name_or_path, device=None, **options):
     "A task of class `cls` from its own folder, or from any transformers checkpoint of its kind (folder or hub name); `options` override what the folder remembers."
     about, pre = read_json(name_or_path, 'task.json'), read_json(name_or_path, 'preprocessor_config.json')
     if about.get('task', cls.__name__) != cls.__name__: raise InputError(f"{name_or_path} holds a {about['task']}, not a {cls.__name__}.")
-    task = cls.from_net(cls.net_class.from_pretrained(name_or_path), load_tokenizer(name_or_path), **about.get('options', {}) | options)
+    try: net = cls.net_class.from_pretrained(name_or_path)
+    except OSError as e:
+        if Path(name_or_path).is_dir(): raise InputError(f"The folder {name_or_path} holds no model that can be read: {str(e).splitlines()[0]}") from e
+        raise InputError(f"There is no folder {name_or_path}, and no model of that name could be fetched from the hub ({str(e).splitlines()[0]}).") from e
+    task = cls.from_net(net, load_tokenizer(name_or_path), **about.get('options', {}) | options)
     task.pixels_cfg |= about.get('pixels', {k: pre[f'image_{k}'] for k in ('mean', 'std') if f'image_{k}' in pre})
     return task.eval().to(device) if device is not None else task.eval()
 
