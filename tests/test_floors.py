@@ -12,7 +12,7 @@ FLOOR = {
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.blip": 4, "nets.checkpoints": 5,
     "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
-    "visual.attention": 3, "visual.report": 3,
+    "visual.report": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.task": 6, "tasks.caption": 7,
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
