@@ -86,7 +86,7 @@ def run_demo(args):
     for row in result['scores']: print('  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{v:12}' for k, v in row.items()))
     print(f"{result['seconds']/60:.1f} minutes in all. Open {result['report']}; the captioner is in {result['checkpoint']}, try: blip_nb caption --model {result['checkpoint']} PICTURE")
 
-# %% ../nbs/70_cli.ipynb #8a2f8bff
+# %% ../nbs/70_cli.ipynb #9764571d
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -119,6 +119,8 @@ def make_parser()->argparse.ArgumentParser:
 def main(argv=None)->int:
     "Run a command. Errors of the user's input are one sentence on the error stream and exit code 2; Ctrl-C is 130."
     args = make_parser().parse_args(argv)
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     try: return args.run(args) or 0
     except InputError as e: print(f'blip_nb: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('\nStopped.', file=sys.stderr); return 130

@@ -95,7 +95,7 @@ def tower_mapping(have:set, towers:tuple)->dict:
     spare = [p for p in text_towers if has(p)]
     return {spare[0]: p for p in towers if spare and not has(p)}
 
-# %% ../../nbs/nets/23_blip.ipynb #87305e3e
+# %% ../../nbs/nets/23_blip.ipynb #f91c7fd6
 class _Blip(BlipPreTrainedModel):
     "Base of the models with two towers."
     config: BlipConfig
@@ -105,7 +105,12 @@ class _Blip(BlipPreTrainedModel):
     @classmethod
     def from_pretrained(cls, name_or_path, *args, output_loading_info=False, **kwargs):
         "transformers' `from_pretrained`; a checkpoint of another kind gives its towers, and a warning lists what stays random."
-        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        from safetensors import SafetensorError
+        allow = kwargs.pop('ignore_mismatched_sizes', False)
+        try: model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        except SafetensorError as e: raise InputError(f"The weights of {name_or_path} cannot be read ({e}). Is the download complete?") from e
+        if info['mismatched_keys'] and not allow:
+            raise InputError(f"The checkpoint {name_or_path} does not fit its config: {'; '.join(f'{k} is {tuple(a)}, the model has {tuple(b)}' for k, a, b in sorted(info['mismatched_keys']))}.")
         if info['missing_keys']: info['missing_keys'] = model.adopt_towers(name_or_path, set(info['missing_keys']), **kwargs)
         if info['missing_keys']:
             warnings.warn(f"{cls.__name__} from {str(name_or_path)!r}: the checkpoint has no weights for {len(info['missing_keys'])} tensors, which stay random: {', '.join(sorted(info['missing_keys']))}.")
@@ -122,6 +127,10 @@ class _Blip(BlipPreTrainedModel):
             for k in [k for k in missing if k.startswith(new) and old + k[len(new):] in state and own[k].shape == state[old + k[len(new):]].shape]:
                 own[k].copy_(state[old + k[len(new):]]); missing = missing - {k}
         return missing
+
+    def text_tower(self): return self.get_submodule(self._text_towers[0].rstrip('.'))
+    def get_input_embeddings(self): return self.text_tower().get_input_embeddings()
+    def set_input_embeddings(self, value): self.text_tower().set_input_embeddings(value)
 
     def images(self, pixel_values, image_embeds, interpolate, maps, states):
         "Encode the pictures, or pass on what `image_embeds` brings: (b, s, width)."
@@ -140,9 +149,11 @@ def contrastive_loss(logits_per_text:torch.Tensor)->torch.Tensor:
     target = torch.arange(len(logits_per_text), device=logits_per_text.device)
     return (F.cross_entropy(logits_per_text, target) + F.cross_entropy(logits_per_text.T, target)) / 2
 
-# %% ../../nbs/nets/23_blip.ipynb #d1933dca
+# %% ../../nbs/nets/23_blip.ipynb #ae14b3fd
 class BlipModel(_Blip):
     "One vector per picture and per text, in a common space."
+    _text_towers = ('text_model.',)
+
     def __init__(self, config):
         super().__init__(config)
         self.text_model, self.vision_model = BlipTextModel(config.text_config), BlipVisionModel(config.vision_config)
@@ -150,9 +161,6 @@ class BlipModel(_Blip):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
-
-    def get_input_embeddings(self): return self.text_model.get_input_embeddings()
-    def set_input_embeddings(self, value): self.text_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_text_features(self, input_ids=None, attention_mask=None, position_ids=None, *, output_attentions=None, output_hidden_states=None):
@@ -184,7 +192,7 @@ class BlipModel(_Blip):
         return BlipOutput(loss=contrastive_loss(logits) if return_loss else None, logits_per_image=logits.T, logits_per_text=logits,
                           text_embeds=text_embeds, image_embeds=image_embeds, text_model_output=text, vision_model_output=vision)
 
-# %% ../../nbs/nets/23_blip.ipynb #7000bc59
+# %% ../../nbs/nets/23_blip.ipynb #bd6694a7
 class BlipForConditionalGeneration(_Blip, GenerationMixin):
     "Writes captions. Without `input_ids` it starts at [DEC], with labels too."
     _tied_weights_keys = {f'text_decoder.{k}': f'text_decoder.{v}' for k, v in BlipTextLMHeadModel._tied_weights_keys.items()}
@@ -195,8 +203,6 @@ class BlipForConditionalGeneration(_Blip, GenerationMixin):
         self.vision_model, self.text_decoder = BlipVisionModel(config.vision_config), BlipTextLMHeadModel(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self): return self.text_decoder.get_input_embeddings()
-    def set_input_embeddings(self, value): self.text_decoder.set_input_embeddings(value)
     def get_output_embeddings(self): return self.text_decoder.get_output_embeddings()
     def set_output_embeddings(self, value): self.text_decoder.set_output_embeddings(value)
 
@@ -234,7 +240,7 @@ class BlipForConditionalGeneration(_Blip, GenerationMixin):
         options = dict(eos_token_id=cfg.sep_token_id, pad_token_id=cfg.pad_token_id) | generate_kwargs
         return generate_rows(self.text_decoder, prompt_rows(input_ids, attention_mask, len(image), cfg), image, **options)
 
-# %% ../../nbs/nets/23_blip.ipynb #f52161b0
+# %% ../../nbs/nets/23_blip.ipynb #44c18e6c
 class BlipForQuestionAnswering(_Blip, GenerationMixin):
     "Answers questions about pictures; several questions of one picture may be given together."
     _tied_weights_keys = BlipForConditionalGeneration._tied_weights_keys
@@ -255,9 +261,6 @@ class BlipForQuestionAnswering(_Blip, GenerationMixin):
         if text.encoder_hidden_size == text.hidden_size: return text
         text = copy.deepcopy(text); text.encoder_hidden_size = text.hidden_size
         return text
-
-    def get_input_embeddings(self): return self.text_encoder.get_input_embeddings()
-    def set_input_embeddings(self, value): self.text_encoder.set_input_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens=None, *args, **kwargs):
         "Resize the question's and the answer's vocabulary."
@@ -304,7 +307,7 @@ class BlipForQuestionAnswering(_Blip, GenerationMixin):
         options = dict(eos_token_id=cfg.sep_token_id, pad_token_id=cfg.pad_token_id) | generate_kwargs
         return self.text_decoder.generate(start, encoder_hidden_states=question, encoder_attention_mask=None if attend_question_pads else attention_mask, **options)
 
-# %% ../../nbs/nets/23_blip.ipynb #79be2287
+# %% ../../nbs/nets/23_blip.ipynb #208e7568
 class BlipForImageTextRetrieval(_Blip):
     "Scores text against pictures, by head or by cosine."
     _text_towers = ('text_encoder.',)
@@ -317,9 +320,6 @@ class BlipForImageTextRetrieval(_Blip):
         self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
         self.post_init()
-
-    def get_input_embeddings(self): return self.text_encoder.get_input_embeddings()
-    def set_input_embeddings(self, value): self.text_encoder.set_input_embeddings(value)
 
     def cosines(self, image, text):
         "All pictures (b, s, width) against all texts (n, t, width): (b, n)."
