@@ -8,7 +8,7 @@ __all__ = ['BlipTextEmbeddings', 'BlipTextSelfAttention', 'BlipTextSelfOutput', 
            'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead', 'BlipTextOnlyMLMHead', 'lm_loss', 'per_step',
            'BlipTextLMHeadModel', 'prompt_rows', 'pad_cat', 'merge_steps', 'merge_generated', 'generate_rows']
 
-# %% ../../nbs/nets/22_text.ipynb #69a84595
+# %% ../../nbs/nets/22_text.ipynb #fb0c2f2a
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipTextConfig, GenerationMixin
 from transformers.activations import ACT2FN
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.utils import can_return_tuple
 from ..core import InputError
 from .attention import ImageCache, as_cache, attend, cross_mask, text_mask
-from .vision import BlipPreTrainedModel
+from .vision import BlipPreTrainedModel, text_towers
 
 # %% ../../nbs/nets/22_text.ipynb #b8493953
 class BlipTextEmbeddings(nn.Module):
@@ -132,9 +132,11 @@ class BlipTextPooler(nn.Module):
     def __init__(self, config): super().__init__(); self.dense = nn.Linear(config.hidden_size, config.hidden_size)
     def forward(self, x): return self.dense(x[:, 0]).tanh()
 
-# %% ../../nbs/nets/22_text.ipynb #48fd7c8f
+# %% ../../nbs/nets/22_text.ipynb #e963639f
 class BlipTextModel(BlipTextPreTrainedModel):
     "BERT with attention to a picture. Source: arXiv 2201.12086; keys and outputs as transformers' class of this name."
+    adopts = {'': text_towers}
+
     def __init__(self, config, add_pooling_layer=True):
         super().__init__(config)
         self.embeddings, self.encoder = BlipTextEmbeddings(config), BlipTextEncoder(config)
@@ -216,9 +218,10 @@ def per_step(weights:tuple, prompt:int)->tuple:
     steps = weights[0].shape[2] - prompt + 1
     return tuple(tuple(w[:, :, :prompt] if i == 0 else w[:, :, prompt + i - 1:prompt + i] for w in weights) for i in range(steps))
 
-# %% ../../nbs/nets/22_text.ipynb #4843fe13
+# %% ../../nbs/nets/22_text.ipynb #2eb2c970
 class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
     "The text network with a word head: language model, captioner and answerer."
+    adopts = {'': ('text_decoder.',)}
     _tied_weights_keys = {'cls.predictions.decoder.bias': 'cls.predictions.bias', 'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight'}
 
     def __init__(self, config):
