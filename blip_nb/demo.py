@@ -6,20 +6,20 @@
 __all__ = ['SIZES', 'Size', 'small_captioner', 'demo_data', 'all_captions', 'blind_captions', 'demo_scores', 'attention_figures',
            'demo_report', 'demo']
 
-# %% ../nbs/69_demo.ipynb #50351f58
+# %% ../nbs/69_demo.ipynb #dc9d6c9d
 import json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from transformers import BlipConfig
-from .core import InputError, key_seed, pick_device
+from .core import InputError, has_bf16, key_seed, pick_device
 from .data.text import CleanCaptions, clean_caption, compact_tokenizer
 from .tasks.caption import BlipCaption
 from .training.loop import fit
 from .training.recipes import find_recipe
 from .visual.report import card, figure, figure_uri, gallery, page, paragraph, table
 
-# %% ../nbs/69_demo.ipynb #cd470a99
+# %% ../nbs/69_demo.ipynb #cb2a2696
 @dataclass(frozen=True)
 class Size:
     "The sizes of a small captioner."
@@ -33,8 +33,9 @@ class Size:
     dropout:float=0.
     drop_path:float=0.     # stochastic depth of the vision tower
     max_tokens:int=32
+    std:float=.09          # spread of the first weights; BERT's 0.02 suits 768 wide layers, in narrow ones it makes the picture whisper
 
-SIZES = dict(shapes=Size(), photos=Size(image=96, patch=16, heads=2, dropout=.1, max_tokens=40))
+SIZES = dict(shapes=Size(heads=2), photos=Size(image=96, patch=16, heads=2, dropout=.1, max_tokens=40, std=.02))
 
 def small_captioner(
     captions,          # all training captions, cleaned: their words become the vocabulary
@@ -44,11 +45,10 @@ def small_captioner(
 )->BlipCaption:
     "A new, random captioner whose vocabulary is the words of `captions`."
     torch.manual_seed(key_seed(seed, 1))
-    gain = size.width**-.5  # BERT's 0.02 suits 768 wide layers; in narrow ones it makes the picture whisper
     vision = dict(hidden_size=size.width, intermediate_size=4*size.width, num_hidden_layers=size.depth, num_attention_heads=size.heads, image_size=size.image,
-                  patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=gain, drop_path_rate=size.drop_path)
+                  patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=size.std, drop_path_rate=size.drop_path)
     text = dict(hidden_size=size.text_width, intermediate_size=4*size.text_width, num_hidden_layers=size.text_depth, num_attention_heads=max(1, size.heads*size.text_width//size.width),
-                max_position_embeddings=max(32, size.max_tokens), hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=gain)
+                max_position_embeddings=max(32, size.max_tokens), hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=size.std)
     options = dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens)) | options
     return BlipCaption.from_config(BlipConfig(vision_config=vision, text_config=text), compact_tokenizer(captions), **options)
 
@@ -112,7 +112,7 @@ def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)
         ('Where it looks', maps),
         ('The run', [table([dict(what=k, value=str(v)) for k, v in about['run'].items()])])])
 
-# %% ../nbs/69_demo.ipynb #e3194874
+# %% ../nbs/69_demo.ipynb #596b2179
 def demo(
     data=None,             # folder or file with captioned photos (see `load_captions`); None: the drawn world
     out='demo',            # report.html goes here, checkpoints into a folder below
@@ -127,6 +127,7 @@ def demo(
     start, data_, out = time.time(), demo_data(data, n, level, seed), Path(out)
     name, train = data_['name'], CleanCaptions(data_['train'])
     recipe = find_recipe(recipe or name).but(seed=seed)
+    if not has_bf16(device): recipe = recipe.but(amp='no')
     task = small_captioner([clean_caption(c, 30) for texts in all_captions(data_['train']) for c in texts], size or SIZES[name], seed)
     run = out/'runs'/f'{name}-seed{seed}'
     weights = sum(p.numel() for p in task.parameters())
