@@ -6,7 +6,8 @@
 __all__ = ['BlipTextEmbeddings', 'BlipTextSelfAttention', 'BlipTextSelfOutput', 'BlipTextAttention', 'BlipTextIntermediate',
            'BlipTextLayer', 'BlipTextEncoder', 'BlipTextPreTrainedModel', 'BlipTextPooler', 'BlipTextModel',
            'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead', 'BlipTextOnlyMLMHead', 'lm_loss', 'per_step',
-           'BlipTextLMHeadModel', 'prompt_rows', 'pad_cat', 'merge_steps', 'merge_generated', 'generate_rows']
+           'TextGeneration', 'BlipTextLMHeadModel', 'prompt_rows', 'pad_cat', 'merge_steps', 'merge_generated',
+           'generate_rows']
 
 # %% ../../nbs/nets/22_text.ipynb #fb0c2f2a
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -218,8 +219,39 @@ def per_step(weights:tuple, prompt:int)->tuple:
     steps = weights[0].shape[2] - prompt + 1
     return tuple(tuple(w[:, :, :prompt] if i == 0 else w[:, :, prompt + i - 1:prompt + i] for w in weights) for i in range(steps))
 
-# %% ../../nbs/nets/22_text.ipynb #2eb2c970
-class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
+# %% ../../nbs/nets/22_text.ipynb #2725d49a
+class TextGeneration:
+    "What a text network with `self.bert` adds to transformers' `generate`: pictures that are not repeated, maps of what was written."
+    def prepare_inputs_for_generation(self, *args, **kwargs): return super().prepare_inputs_for_generation(*args, **kwargs) | dict(is_decoder=True)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        "Beams repeat the text rows; what belongs to the picture stays one row per image."
+        image = {k: kwargs.pop(k) for k in ('encoder_hidden_states', 'encoder_attention_mask', 'image_cache') if k in kwargs}
+        ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return ids, kwargs | image
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, *args, output_attentions=None, return_dict_in_generate=None, **kwargs):
+        "transformers' `generate`; attentions, when asked for, are those of the returned sequences."
+        cfg = generation_config or self.generation_config
+        maps, as_dict = (getattr(cfg, k) if v is None else v for k, v in (('output_attentions', output_attentions), ('return_dict_in_generate', return_dict_in_generate)))
+        out = super().generate(inputs, generation_config, *args, output_attentions=False, return_dict_in_generate=as_dict, **kwargs)
+        if not (maps and as_dict): return out
+        prompt = inputs if inputs is not None else kwargs['input_ids']
+        return self.add_attentions(out, prompt, kwargs.get('attention_mask'), **{k: kwargs.get(k) for k in ('encoder_hidden_states', 'encoder_attention_mask')})
+
+    def add_attentions(self, out, prompt, attention_mask=None, **image):
+        "One pass over the returned sequences, cut into steps."
+        ids, (n, p) = out.sequences[:, :-1], prompt.shape
+        mask = F.pad(attention_mask.repeat_interleave(len(ids)//n, 0), (0, ids.shape[1] - p), value=1) if attention_mask is not None else None
+        pos = (mask.cumsum(-1) - 1).clamp(min=0) if mask is not None else None
+        seen = self.bert(ids, mask, pos, is_decoder=True, use_cache=False, output_attentions=True, return_dict=True, **image)
+        out['attentions'] = per_step(seen.attentions, p)
+        if seen.cross_attentions is not None: out['cross_attentions'] = per_step(seen.cross_attentions, p)
+        return out
+
+# %% ../../nbs/nets/22_text.ipynb #38035bb2
+class BlipTextLMHeadModel(TextGeneration, BlipTextPreTrainedModel, GenerationMixin):
     "The text network with a word head: language model, captioner and answerer."
     adopts = {'': ('text_decoder.',)}
     _tied_weights_keys = {'cls.predictions.decoder.bias': 'cls.predictions.bias', 'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight'}
@@ -263,34 +295,6 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             loss = lm_loss(logits, labels, self.config.label_smoothing, reduction)
         return CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, past_key_values=out.past_key_values,
             hidden_states=out.hidden_states, attentions=out.attentions, cross_attentions=out.cross_attentions)
-
-    def prepare_inputs_for_generation(self, *args, **kwargs): return super().prepare_inputs_for_generation(*args, **kwargs) | dict(is_decoder=True)
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-        "Beams repeat the text rows; what belongs to the picture stays one row per image."
-        image = {k: kwargs.pop(k) for k in ('encoder_hidden_states', 'encoder_attention_mask', 'image_cache') if k in kwargs}
-        ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return ids, kwargs | image
-
-    @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, *args, output_attentions=None, return_dict_in_generate=None, **kwargs):
-        "transformers' `generate`; attentions, when asked for, are those of the returned sequences."
-        cfg = generation_config or self.generation_config
-        maps, as_dict = (getattr(cfg, k) if v is None else v for k, v in (('output_attentions', output_attentions), ('return_dict_in_generate', return_dict_in_generate)))
-        out = super().generate(inputs, generation_config, *args, output_attentions=False, return_dict_in_generate=as_dict, **kwargs)
-        if not (maps and as_dict): return out
-        prompt = inputs if inputs is not None else kwargs['input_ids']
-        return self.add_attentions(out, prompt, kwargs.get('attention_mask'), **{k: kwargs.get(k) for k in ('encoder_hidden_states', 'encoder_attention_mask')})
-
-    def add_attentions(self, out, prompt, attention_mask=None, **image):
-        "One pass over the returned sequences, cut into steps."
-        ids, (n, p) = out.sequences[:, :-1], prompt.shape
-        mask = F.pad(attention_mask.repeat_interleave(len(ids)//n, 0), (0, ids.shape[1] - p), value=1) if attention_mask is not None else None
-        pos = (mask.cumsum(-1) - 1).clamp(min=0) if mask is not None else None
-        seen = self.bert(ids, mask, pos, is_decoder=True, use_cache=False, output_attentions=True, return_dict=True, **image)
-        out['attentions'] = per_step(seen.attentions, p)
-        if seen.cross_attentions is not None: out['cross_attentions'] = per_step(seen.cross_attentions, p)
-        return out
 
 # %% ../../nbs/nets/22_text.ipynb #5efaae96
 def prompt_rows(input_ids, attention_mask, n:int, cfg)->list:
