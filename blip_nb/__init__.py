@@ -7,7 +7,7 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'core': 'InputError pick_device pick_dtype seed_everything',
     'data.samples': 'DataSample',
     'data.text': 'BlipTokenizer',
-    'nets.vision': 'BlipVisionModel',
+    'nets.vision': 'BlipConfig BlipVisionModel',
     'nets.text': 'BlipTextModel BlipTextLMHeadModel',
     'nets.blip': 'BlipModel BlipForConditionalGeneration BlipForImageTextRetrieval BlipForQuestionAnswering',
     'nets.checkpoints': 'from_checkpoint',

@@ -7,15 +7,15 @@ __all__ = ['BlipForConditionalGenerationModelOutput', 'BlipTextVisionModelOutput
            'BlipOutput', 'contrastive_loss', 'BlipModel', 'BlipForConditionalGeneration', 'BlipForQuestionAnswering',
            'BlipForImageTextRetrieval']
 
-# %% ../../nbs/nets/23_blip.ipynb #be008640
+# %% ../../nbs/nets/23_blip.ipynb #401559b9
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
-from transformers import BlipConfig, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 from ..core import InputError
 from .text import BlipTextLMHeadModel, BlipTextModel, generate_rows, prompt_rows
-from .vision import BlipPreTrainedModel, BlipVisionModel, text_towers
+from .vision import BlipConfig, BlipPreTrainedModel, BlipVisionModel, text_towers
 
 # %% ../../nbs/nets/23_blip.ipynb #2af64f72
 @dataclass

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['text_towers', 'BlipVisionEmbeddings', 'BlipAttention', 'BlipMLP', 'drop_path', 'BlipEncoderLayer', 'BlipEncoder',
-           'checkpoint_keys', 'adopt', 'BlipPreTrainedModel', 'BlipVisionModel']
+           'checkpoint_keys', 'adopt', 'BlipConfig', 'BlipPreTrainedModel', 'BlipVisionModel']
 
-# %% ../../nbs/nets/21_vision.ipynb #83d6ba65
+# %% ../../nbs/nets/21_vision.ipynb #4de6b949
 import json, warnings
 import torch, torch.nn as nn, torch.nn.functional as F
-from transformers import BlipConfig, BlipVisionConfig, PreTrainedModel
+import transformers
+from transformers import BlipVisionConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -132,6 +133,14 @@ def adopt(model, name_or_path, missing:set, **hub)->set:
     with torch.no_grad():
         for k, old in found.items(): own[k].copy_(state[old])
     return missing - found.keys()
+
+# %% ../../nbs/nets/21_vision.ipynb #31308d5c
+class BlipConfig(transformers.BlipConfig):
+    "transformers' config, with the constructor that its older versions document."
+    @classmethod
+    def from_text_vision_configs(cls, text_config, vision_config, **kwargs):
+        "A config from a `BlipTextConfig` and a `BlipVisionConfig`."
+        return cls(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), **kwargs)
 
 # %% ../../nbs/nets/21_vision.ipynb #985e3168
 class BlipPreTrainedModel(PreTrainedModel):
