@@ -6,13 +6,13 @@
 __all__ = ['SIZES', 'Size', 'wave_positions', 'small_captioner', 'demo_data', 'all_captions', 'blind_captions', 'demo_scores',
            'attention_figures', 'demo_report', 'demo']
 
-# %% ../nbs/69_demo.ipynb #dc9d6c9d
+# %% ../nbs/69_demo.ipynb #1a4aa66a
 import json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from transformers import BlipConfig
-from .core import InputError, has_bf16, key_seed, pick_device
+from .core import generator, has_bf16, key_seed, pick_device
 from .data.text import CleanCaptions, clean_caption, compact_tokenizer
 from .tasks.caption import BlipCaption
 from .training.loop import fit
@@ -103,32 +103,32 @@ def demo_scores(data:dict, predictions:list)->list:
         rows.append(row)
     return rows
 
-# %% ../nbs/69_demo.ipynb #76db6615
-def attention_figures(task, rows, n:int=3)->list:
-    "Word-by-word attention of the first `n` rows, as figures."
+# %% ../nbs/69_demo.ipynb #a002f837
+def attention_figures(task, rows, **generation)->list:
+    "Word-by-word attention of some rows, as figures."
     from blip_nb.visual.attention import merge_pieces, show_words, word_maps
     out = []
-    for i in range(n):
-        image = task.transform().batch([rows[i]['image']])
-        p = task.predict(image, num_beams=3, output_attentions=True)[0]
+    for row in rows:
+        p = task.predict(task.transform().batch([row['image']]), output_attentions=True, **generation)[0]
         keep = [j for j, (w, _) in enumerate(p.pred_token_scores) if w not in task.tokenizer.all_special_tokens]
         words, maps = merge_pieces([p.pred_token_scores[j][0] for j in keep], word_maps(p.cross_attentions[keep]))
-        out.append(show_words(rows[i]['image'], words, maps, title=p.pred_caption))
+        out.append(show_words(row['image'], words, maps, title=p.pred_caption))
     return out
 
 def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)->str:
     "The page: scores, curve, pictures with captions, attention word by word."
     from blip_nb.training.survival import plot_log
-    cards = [card(data['val'][i]['image'], [('ours', p.pred_caption), ('', f'score {p.pred_score:.2f}'), *(('human', c) for c in p.gt_caption[:2])]) for i, p in list(enumerate(predictions))[:24]]
-    maps = [figure(figure_uri(f, 75), 'Where it looks while it writes each word: cross-attention, mean of all layers and heads.') for f in attention_figures(task, data['val'])]
+    drawn = torch.randperm(len(predictions), generator=generator(0)).tolist()[:24]
+    cards = [card(data['val'][i]['image'], [('ours', p.pred_caption), ('', f'score {p.pred_score:.2f}'), *(('human', c) for c in p.gt_caption[:2])]) for i in drawn for p in [predictions[i]]]
+    maps = [figure(figure_uri(f, 75), 'Where it looks while it writes each word: cross-attention, mean of all layers and heads.') for f in attention_figures(task, [data['val'][i] for i in drawn[:3]], **about['generate'])]
     return page('A captioner trained from scratch', about['lead'], [
-        ('Scores on pictures it has not seen', [table(scores), paragraph('Captions by beam search with 3 beams, tokenised and scored as the official COCO code does. CIDEr runs from 0 to 10, the others from 0 to 1.')]),
+        ('Scores on pictures it has not seen', [table(scores), paragraph(f"{about['search']}, tokenised and scored as the official COCO code does. CIDEr runs from 0 to 10, the others from 0 to 1.")]),
         ('How it learned', [figure(figure_uri(plot_log(log)), 'Left, the training loss; right, what validation gave during training.')]),
-        ('Pictures', [paragraph('The first 24 held-out pictures, not chosen. Bold: what the model says, with the geometric mean of its word probabilities. Grey: what people (or the world\'s truth) say.'), gallery(cards)]),
+        ('Pictures', [paragraph('Held-out pictures, drawn by lot. Bold: what the model says, with the geometric mean of its word probabilities. Grey: what people (or the world\'s truth) say.'), gallery(cards)]),
         ('Where it looks', maps),
         ('The run', [table([dict(what=k, value=str(v)) for k, v in about['run'].items()])])])
 
-# %% ../nbs/69_demo.ipynb #596b2179
+# %% ../nbs/69_demo.ipynb #e9ef7432
 def demo(
     data=None,             # folder or file with captioned photos (see `load_captions`); None: the drawn world
     out='demo',            # report.html goes here, checkpoints into a folder below
@@ -154,9 +154,10 @@ def demo(
     trained = sum(r['seconds'] for r in log.epochs)
     if progress: print('Captioning the held-out pictures …', flush=True)
     predictions = []
-    task.validate(data_['val'], predictions=predictions, num_beams=3)
+    task.validate(data_['val'], predictions=predictions, **recipe.generate)
     scores = demo_scores(data_, predictions)
-    about = dict(lead=f"{len(train):,} {'drawn pictures' if name == 'shapes' else 'photos'}, {weights/1e6:.2f} million weights, {trained/60:.1f} minutes of training.",
+    beams = recipe.generate.get('num_beams', 3)
+    about = dict(generate=recipe.generate, search='Captions by greedy search' if beams == 1 else f'Captions by beam search with {beams} beams', lead=f"{len(train):,} {'drawn pictures' if name == 'shapes' else 'photos'}, {weights/1e6:.2f} million weights, {trained/60:.1f} minutes of training.",
         run=dict(data=data or f'drawn world, level {level}', checkpoint=run/'last', seed=seed, epochs=recipe.epochs, device=pick_device(device), threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version()))
     out.mkdir(parents=True, exist_ok=True)
     (out/'report.html').write_text(demo_report(task, data_, log, predictions, scores, about), encoding='utf-8')
