@@ -19,7 +19,7 @@ from .training.loop import fit
 from .training.recipes import find_recipe
 from .visual.report import card, figure, figure_uri, gallery, page, paragraph, table
 
-# %% ../nbs/69_demo.ipynb #ab41c47a
+# %% ../nbs/69_demo.ipynb #ac35f119
 @dataclass(frozen=True)
 class Size:
     "The sizes of a small captioner."
@@ -29,11 +29,11 @@ class Size:
     depth:int=4
     text_width:int=128
     text_depth:int=2
-    heads:int=4            # of both towers
+    heads:int=4            # of the vision tower; the text's heads are as wide
     dropout:float=0.
     drop_path:float=0.     # stochastic depth of the vision tower
     max_tokens:int=32
-    std:float=.09          # spread of the first weights; BERT's 0.02 suits 768 wide layers, in narrow ones it makes the picture whisper
+    std:float=.09          # spread of the first weights; with BERT's 0.02 narrow layers on small pictures are slow to see
     waves:bool=False       # the vision tower's positions start as waves along both axes, not as noise
 
 SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=96, patch=16, heads=2, dropout=.1, max_tokens=40, std=.02))
@@ -83,11 +83,11 @@ def all_captions(rows)->list:
     try: return list(rows['gt_caption'])
     except (TypeError, IndexError, KeyError): return [rows[i]['gt_caption'] for i in range(len(rows))]
 
-# %% ../nbs/69_demo.ipynb #d9449427
+# %% ../nbs/69_demo.ipynb #596a54cd
 def blind_captions(train, n:int)->list:
     "The most frequent training caption, n times."
     from collections import Counter
-    return [Counter(clean_caption(c) for texts in all_captions(train) for c in texts).most_common(1)[0][0]]*n
+    return [Counter(clean_caption(c) for texts in all_captions(train) for c in ([texts] if isinstance(texts, str) else texts)).most_common(1)[0][0]]*n
 
 def demo_scores(data:dict, predictions:list)->list:
     "One row per captioner: caption scores and, on the drawn world, what is right in the picture."
@@ -103,7 +103,7 @@ def demo_scores(data:dict, predictions:list)->list:
         rows.append(row)
     return rows
 
-# %% ../nbs/69_demo.ipynb #a002f837
+# %% ../nbs/69_demo.ipynb #fde48989
 def attention_figures(task, rows, **generation)->list:
     "Word-by-word attention of some rows, as figures."
     from blip_nb.visual.attention import merge_pieces, show_words, word_maps
@@ -118,7 +118,7 @@ def attention_figures(task, rows, **generation)->list:
 def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)->str:
     "The page: scores, curve, pictures with captions, attention word by word."
     from blip_nb.training.survival import plot_log
-    drawn = torch.randperm(len(predictions), generator=generator(0)).tolist()[:24]
+    drawn = torch.randperm(len(predictions), generator=generator(0)).tolist()[:24]  # the first three are looked into
     cards = [card(data['val'][i]['image'], [('ours', p.pred_caption), ('', f'score {p.pred_score:.2f}'), *(('human', c) for c in p.gt_caption[:2])]) for i in drawn for p in [predictions[i]]]
     maps = [figure(figure_uri(f, 75), 'Where it looks while it writes each word: cross-attention, mean of all layers and heads.') for f in attention_figures(task, [data['val'][i] for i in drawn[:3]], **about['generate'])]
     return page('A captioner trained from scratch', about['lead'], [
@@ -128,7 +128,7 @@ def demo_report(task, data:dict, log, predictions:list, scores:list, about:dict)
         ('Where it looks', maps),
         ('The run', [table([dict(what=k, value=str(v)) for k, v in about['run'].items()])])])
 
-# %% ../nbs/69_demo.ipynb #e9ef7432
+# %% ../nbs/69_demo.ipynb #61bf534f
 def demo(
     data=None,             # folder or file with captioned photos (see `load_captions`); None: the drawn world
     out='demo',            # report.html goes here, checkpoints into a folder below
@@ -138,7 +138,7 @@ def demo(
     size:Size=None,        # of the captioner; None: the one for the data
     seed:int=0,            # of data, weights and order
     device=None, progress=True, overwrite=False,
-)->dict:                   # scores, path of the report, seconds of training
+)->dict:                   # scores, report, checkpoint, seconds in all; after Ctrl-C interrupted=True and run
     "Train, evaluate and report. Goes on where an interrupted run with the same settings stopped."
     start, data_, out = time.time(), demo_data(data, n, level, seed), Path(out)
     name, train = data_['name'], CleanCaptions(data_['train'])

@@ -63,7 +63,7 @@ def fold_mask(keep:torch.Tensor, n:int, b:int, t:int)->torch.Tensor:
     if keep.shape[0] == b: keep = keep.repeat_interleave(n//b, 0)
     return keep.expand(n, 1, t, -1).reshape(b, 1, n//b*t, -1)
 
-# %% ../../nbs/nets/20_attention.ipynb #8e3382fc
+# %% ../../nbs/nets/20_attention.ipynb #d4bdf07c
 def attend(
     module,                  # the attention module: its config names the kernel, its mode says whether dropout applies
     q:torch.Tensor,          # (n, h, t, d), n a multiple of b
@@ -77,7 +77,10 @@ def attend(
     "Attention of n text rows over b sets of keys; rows of one image share its keys."
     n, b, t = q.shape[0], k.shape[0], q.shape[2]
     dropout = dropout if module.training else 0.
-    if n != b: q, keep = fold_rows(q, b), fold_mask(keep, n, b, t) if isinstance(keep, torch.Tensor) else keep
+    ours = isinstance(keep, torch.Tensor) and keep.dim() == 4   # flash and flex kernels have masks of their own
+    if n != b: q, keep = fold_rows(q, b), fold_mask(keep, n, b, t) if ours else keep
+    nothing = ~keep.any(-1, keepdim=True) if ours else None
+    if ours: keep = keep | nothing
     name, weights = module.config._attn_implementation, None
     if maps: out, weights = explicit_attention(q, k, v, keep, dropout)
     elif _wants_explicit(module.config, q): out = explicit_rows(q, k, v, keep, dropout)
@@ -85,23 +88,20 @@ def attend(
     else:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
         out = ALL_ATTENTION_FUNCTIONS[name](module, q, k, v, keep, dropout=dropout, scaling=q.shape[-1]**-.5, is_causal=causal)[0].transpose(1, 2)
-    if n != b:
-        out = unfold_rows(out, n)
-        if maps: weights = unfold_rows(weights, n)
-    return out.transpose(1, 2).flatten(2), weights if maps else None
+    if ours: out, weights = out.masked_fill(nothing, 0), weights.masked_fill(nothing, 0) if maps else None
+    if n != b: out, weights = unfold_rows(out, n), unfold_rows(weights, n) if maps else None
+    return out.transpose(1, 2).flatten(2), weights
 
-# %% ../../nbs/nets/20_attention.ipynb #38fb72a8
+# %% ../../nbs/nets/20_attention.ipynb #09520ee6
 def key_mask(mask:torch.Tensor)->torch.Tensor:
     "Any of transformers' masks (2-D of ones and zeros, 3-D, 4-D bool, 4-D additive) as bool (n, 1, 1 or t, s); None where nothing is masked."
     if mask is None: return None
-    if mask.dtype.is_floating_point and mask.dim() == 4: mask = mask > torch.finfo(mask.dtype).min / 2
-    mask = mask.bool()
+    mask = mask > -1 if mask.dtype.is_floating_point and mask.dim() == 4 else mask.bool()  # added to scores: 0 keeps, a large negative number drops
     if mask.dim() < 4: mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
-    if mask.device.type == 'cpu' and bool(mask.all()): return None
-    return mask | ~mask.any(-1, keepdim=True)
+    return None if mask.device.type == 'cpu' and bool(mask.all()) else mask
 
 def self_mask(
-    mask:torch.Tensor,  # attention_mask over past and present keys, (n, s) or 4-D, or None
+    mask:torch.Tensor,  # attention_mask over past and present keys, (n, s) or (n, t, s); a 4-D one is taken as complete; or None
     t:int,              # queries
     s:int,              # keys, cached ones included
     past=0,             # cached keys before the first query (int, or a tensor for static caches)
@@ -110,12 +110,13 @@ def self_mask(
 )->torch.Tensor:        # bool (1 or n, 1, t, s) or None
     "The mask of text attending to text."
     if mask is not None and mask.dim() == 4: return key_mask(mask)
+    longer = not isinstance(past, int) or past + t < s          # a static cache has room that no mask covers yet
+    if mask is not None and (mask.shape[-1] > s or mask.shape[-1] < s and not longer): raise InputError(f"attention_mask covers {mask.shape[-1]} tokens, but there are {s} (cached ones included).")
     if mask is not None and mask.shape[-1] < s: mask = F.pad(mask, (0, s - mask.shape[-1]), value=1)
-    if mask is not None and mask.shape[-1] > s: raise InputError(f"attention_mask covers {mask.shape[-1]} tokens, but there are {s} (cached ones included).")
     if not causal: return key_mask(mask)
     if mask is None and t == 1 and isinstance(past, int) and past + 1 == s: return None
     see = (torch.arange(s, device=device) <= (torch.arange(t, device=device) + past)[:, None])[None, None]
-    return see if mask is None else key_mask(see & mask.bool()[:, None, None])
+    return see if mask is None else see & (mask.bool()[:, None, None] if mask.dim() == 2 else mask.bool()[:, None])
 
 # %% ../../nbs/nets/20_attention.ipynb #1c9c8fe3
 def text_mask(config, x, mask, cache, causal:bool, maps:bool=False):

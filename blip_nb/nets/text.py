@@ -120,20 +120,18 @@ class BlipTextEncoder(nn.Module):
             if maps: own, cross = own + (a,), cross + ((c,) if c is not None else ())
         return x, hidden if collect else None, own if maps else None, (cross or None) if maps else None
 
-# %% ../../nbs/nets/22_text.ipynb #a4e7ba84
+# %% ../../nbs/nets/22_text.ipynb #28b5f041
 class BlipTextPreTrainedModel(BlipPreTrainedModel):
     "Base of the two text models."
-    config_class = BlipTextConfig
+    config_class, base_model_prefix, main_input_name = BlipTextConfig, 'bert', 'input_ids'
     config: BlipTextConfig
-    base_model_prefix = 'bert'
-    main_input_name = 'input_ids'
 
 class BlipTextPooler(nn.Module):
     "tanh(dense(first token))"
     def __init__(self, config): super().__init__(); self.dense = nn.Linear(config.hidden_size, config.hidden_size)
     def forward(self, x): return self.dense(x[:, 0]).tanh()
 
-# %% ../../nbs/nets/22_text.ipynb #e963639f
+# %% ../../nbs/nets/22_text.ipynb #b594ec79
 class BlipTextModel(BlipTextPreTrainedModel):
     "BERT with attention to a picture. Source: arXiv 2201.12086; keys and outputs as transformers' class of this name."
     adopts = {'': text_towers}
@@ -171,6 +169,8 @@ class BlipTextModel(BlipTextPreTrainedModel):
         checkpointing = self.training and self.encoder.layer[0].gradient_checkpointing
         use_cache = is_decoder and not checkpointing and (cfg.use_cache if use_cache is None else use_cache)
         past = as_cache(past_key_values, use_cache)
+        if image_cache is not None and encoder_hidden_states is not None and image_cache.get_seq_length(): raise InputError("image_cache already holds a picture: pass it without encoder_hidden_states, or pass an empty one to fill.")
+        if (encoder_hidden_states is not None or image_cache is not None) and not cfg.is_decoder: raise InputError("This text model was built without attention to pictures (config.is_decoder=False): leave encoder_hidden_states out.")
         if past is not None and image_cache is None: image_cache = past.cross_attention_cache if encoder_hidden_states is not None or len(past.cross_attention_cache.layers) else None
         own = past.self_attention_cache if past is not None else None
         x = encoder_embeds if encoder_embeds is not None else self.embeddings(input_ids, position_ids, inputs_embeds, own.get_seq_length() if own is not None else 0)
@@ -219,7 +219,7 @@ def per_step(weights:tuple, prompt:int)->tuple:
     steps = weights[0].shape[2] - prompt + 1
     return tuple(tuple(w[:, :, :prompt] if i == 0 else w[:, :, prompt + i - 1:prompt + i] for w in weights) for i in range(steps))
 
-# %% ../../nbs/nets/22_text.ipynb #2725d49a
+# %% ../../nbs/nets/22_text.ipynb #29116166
 class TextGeneration:
     "What a text network with `self.bert` adds to transformers' `generate`: pictures that are not repeated, maps of what was written."
     def prepare_inputs_for_generation(self, *args, **kwargs): return super().prepare_inputs_for_generation(*args, **kwargs) | dict(is_decoder=True)
@@ -246,8 +246,8 @@ class TextGeneration:
         mask = F.pad(attention_mask.repeat_interleave(len(ids)//n, 0), (0, ids.shape[1] - p), value=1) if attention_mask is not None else None
         pos = (mask.cumsum(-1) - 1).clamp(min=0) if mask is not None else None
         seen = self.bert(ids, mask, pos, is_decoder=True, use_cache=False, output_attentions=True, return_dict=True, **image)
-        out['attentions'] = per_step(seen.attentions, p)
-        if seen.cross_attentions is not None: out['cross_attentions'] = per_step(seen.cross_attentions, p)
+        for k in ('attentions', 'cross_attentions'):
+            if seen[k] is not None: out[k] = per_step(seen[k], p)
         return out
 
 # %% ../../nbs/nets/22_text.ipynb #38035bb2
@@ -296,10 +296,12 @@ class BlipTextLMHeadModel(TextGeneration, BlipTextPreTrainedModel, GenerationMix
         return CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, past_key_values=out.past_key_values,
             hidden_states=out.hidden_states, attentions=out.attentions, cross_attentions=out.cross_attentions)
 
-# %% ../../nbs/nets/22_text.ipynb #5efaae96
+# %% ../../nbs/nets/22_text.ipynb #7179d147
 def prompt_rows(input_ids, attention_mask, n:int, cfg)->list:
-    "Each row's prompt as a list of ids: [DEC] first, without pads and without its closing [SEP]. A list of lists is a batch, a flat list one prompt for all."
+    "Each row's prompt as a list of ids: its first id ([CLS] or [DEC]) becomes [DEC]; pads and a closing [SEP] go. A list of lists is a batch, a flat list one prompt for all."
     if input_ids is None: return [[cfg.bos_token_id]]*n
+    if not len(input_ids): raise InputError("The prompt is empty: leave input_ids out to start at [DEC].")
+    if isinstance(input_ids, torch.Tensor) and input_ids.dim() == 1: input_ids = input_ids[None]
     rows = [[int(i) for i in r] for r in (input_ids.tolist() if isinstance(input_ids, torch.Tensor) else input_ids if isinstance(input_ids[0], (list, tuple, torch.Tensor)) else [input_ids])]
     masks = attention_mask.tolist() if attention_mask is not None else [[i != cfg.pad_token_id for i in r] for r in rows]
     rows = [[i for i, m in zip(r, mask) if m] for r, mask in zip(rows, masks)]
@@ -309,8 +311,7 @@ def prompt_rows(input_ids, attention_mask, n:int, cfg)->list:
 
 def pad_cat(xs:list, pad=0):
     "Concatenate tensors (n_i, t_i) along rows, padded on the right to the longest."
-    t = max(x.shape[1] for x in xs)
-    return torch.cat([F.pad(x, (0, t - x.shape[1]), value=pad) for x in xs])
+    return torch.cat([F.pad(x, (0, max(y.shape[1] for y in xs) - x.shape[1]), value=pad) for x in xs])
 
 # %% ../../nbs/nets/22_text.ipynb #9ea616dd
 def merge_steps(groups:list, order:torch.Tensor)->tuple:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['text_towers', 'BlipVisionEmbeddings', 'BlipAttention', 'BlipMLP', 'drop_path', 'BlipEncoderLayer', 'BlipEncoder',
-           'checkpoint_keys', 'adopt', 'BlipConfig', 'BlipPreTrainedModel', 'BlipVisionModel']
+           'checkpoint_files', 'adopt', 'BlipConfig', 'BlipPreTrainedModel', 'BlipVisionModel']
 
 # %% ../../nbs/nets/21_vision.ipynb #4de6b949
 import json, warnings
@@ -107,32 +107,31 @@ class BlipEncoder(nn.Module):
             if maps: all_weights += (weights,)
         return x, all_states if states else None, all_weights if maps else None
 
-# %% ../../nbs/nets/21_vision.ipynb #b86a0703
+# %% ../../nbs/nets/21_vision.ipynb #e94049bf
 text_towers = ('text_decoder.bert.', 'text_encoder.', 'text_model.')  # where a text tower lives in a captioner, a matcher, a BlipModel
 
-def checkpoint_keys(name_or_path, **hub)->set:
-    "The tensor names of a saved model, from its index or the header of its file; empty where neither is there."
+def checkpoint_files(name_or_path, **hub)->dict:
+    "Tensor name → file of a saved model, from its index or the header of its file; empty where neither is there."
     from safetensors import safe_open
     from transformers.utils import cached_file
     def find(name):
         try: return cached_file(name_or_path, name, **{k: hub[k] for k in ('revision', 'cache_dir', 'token', 'subfolder', 'local_files_only') if k in hub})
         except OSError: return None
-    if index := find('model.safetensors.index.json'): return set(json.load(open(index))['weight_map'])
-    if not (path := find('model.safetensors')): return set()
-    with safe_open(path, 'pt') as f: return set(f.keys())
+    if index := find('model.safetensors.index.json'): return {k: find(file) for k, file in json.load(open(index))['weight_map'].items()}
+    if not (path := find('model.safetensors')): return {}
+    with safe_open(path, 'pt') as f: return dict.fromkeys(f.keys(), path)
 
 def adopt(model, name_or_path, missing:set, **hub)->set:
     "Fill missing tensors from the checkpoint's towers under other names (`model.adopts`: own prefix → theirs); what is still missing comes back."
-    have, own = checkpoint_keys(name_or_path, **hub), model.state_dict()
+    own, files = model.state_dict(), checkpoint_files(name_or_path, **hub)
+    have = files.keys()
     found = {k: old + k[len(new):] for new, olds in model.adopts.items() for k in missing if k.startswith(new) for old in olds[::-1] if old + k[len(new):] in have}
-    if not found: return missing
-    from safetensors.torch import load_file
-    from transformers.utils import cached_file
-    state = load_file(cached_file(name_or_path, 'model.safetensors'))
-    found = {k: old for k, old in found.items() if own[k].shape == state[old].shape}
-    with torch.no_grad():
-        for k, old in found.items(): own[k].copy_(state[old])
-    return missing - found.keys()
+    from safetensors import safe_open
+    for file in {files[old] for old in found.values()}:
+        with safe_open(file, 'pt') as f, torch.no_grad():
+            for k, old in found.items():
+                if files[old] == file and own[k].shape == (value := f.get_tensor(old)).shape: own[k].copy_(value); missing = missing - {k}
+    return missing
 
 # %% ../../nbs/nets/21_vision.ipynb #31308d5c
 class BlipConfig(transformers.BlipConfig):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['caption_batch', 'prompt_length', 'BlipCaption', 'gt_captions', 'caption_loss', 'token_logprobs', 'generation_options',
-           'predict_captions', 'read_caption', 'caption_rows', 'validate_captions']
+           'predict_captions', 'write_captions', 'read_caption', 'caption_rows', 'validate_captions']
 
-# %% ../../nbs/tasks/33_caption.ipynb #4ad72cd5
+# %% ../../nbs/tasks/33_caption.ipynb #fafc7f2f
+import copy
 import torch
 from transformers import BlipConfig
 from ..core import InputError
 from ..data.samples import as_samples
 from ..nets.blip import BlipForConditionalGeneration
 from ..nets.text import lm_loss
-from .task import BlipTask, decoder_part, load_task, push_task, tokenizer_part, vision_part
+from .task import BlipTask, decoder_part, evaluating, load_task, push_task, tokenizer_part, vision_part
 
 # %% ../../nbs/tasks/33_caption.ipynb #8cb4010f
 def caption_batch(
@@ -36,7 +37,7 @@ def prompt_length(tokenizer, prompt:str)->int:
     "Tokens of the prompt, [DEC] included, its closing [SEP] not."
     return len(tokenizer(prompt).input_ids) - 1
 
-# %% ../../nbs/tasks/33_caption.ipynb #f64a1fec
+# %% ../../nbs/tasks/33_caption.ipynb #cc3ec6c9
 class BlipCaption(BlipTask):
     "Captioning, with the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
     net_class = BlipForConditionalGeneration
@@ -73,7 +74,8 @@ class BlipCaption(BlipTask):
     @classmethod
     def from_config(cls, config:BlipConfig, tokenizer=None, **options):
         "A new, random captioner; vocabulary and special ids are set from the tokenizer."
-        tokenizer, t = tokenizer_part(tokenizer), config.text_config
+        tokenizer, config = tokenizer_part(tokenizer), copy.deepcopy(config)
+        t = config.text_config
         t.vocab_size, t.bos_token_id, t.pad_token_id, t.sep_token_id, t.eos_token_id = len(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id, tokenizer.sep_token_id
         return cls.from_net(BlipForConditionalGeneration(config), tokenizer, **options)
 
@@ -129,19 +131,23 @@ def generation_options(task, n_captions:int, given:dict)->dict:
     if not options.get('do_sample'): options['num_beams'] = max(options['num_beams'], n_captions)
     return options | dict(num_return_sequences=n_captions)
 
-# %% ../../nbs/tasks/33_caption.ipynb #98e8435a
+# %% ../../nbs/tasks/33_caption.ipynb #17c21842
 @torch.no_grad()
 def predict_captions(
     task,
-    images,                # tensor (B, 3, H, W), or pictures of any kind
+    images,                # float tensor (B, 3, H, W), normalised already, or pictures of any kind
     data_samples=None,     # B samples to write onto copies of
     *, num_captions=None,  # per picture; None: the task's
     prompt=None,           # None: the task's
-    output_attentions=False,  # add `cross_attentions`, (tokens, layers, heads, L) per caption
+    output_attentions=False,  # add `cross_attentions`, (tokens, layers, heads, L) per caption; L counts [CLS], as extract_feat's does
     **generation,          # num_beams, max_length (prompt included), do_sample, top_p, repetition_penalty, …
 )->list:                   # one DataSample per picture: pred_caption, pred_score, pred_token_scores (lists of them for several captions)
     "Write captions."
-    was_training = task.training; task.eval()
+    if 'num_return_sequences' in generation: raise InputError("Say num_captions= in place of num_return_sequences=: captions stay with their picture.")
+    with evaluating(task): return write_captions(task, images, data_samples, num_captions, prompt, output_attentions, generation)
+
+def write_captions(task, images, data_samples, num_captions, prompt, output_attentions, generation)->list:
+    "`predict_captions`, in evaluation mode already."
     pixels, k = task.pixels(images), num_captions or task.options['num_captions']
     samples = as_samples(data_samples, len(pixels))
     prompt_ids = task.tokenizer(task.options['prompt'] if prompt is None else prompt).input_ids[:-1]; p = len(prompt_ids)
@@ -149,7 +155,6 @@ def predict_captions(
     out = task.net.generate(image_embeds=image, input_ids=prompt_ids, return_dict_in_generate=True, output_attentions=output_attentions, **generation_options(task, k, generation))
     seqs, logp = out.sequences, token_logprobs(task.net, image, out.sequences)[:, p - 1:].cpu()
     maps = torch.stack([torch.stack([l[:, :, -1] for l in step], 1) for step in out.cross_attentions], 1).cpu() if output_attentions else None
-    task.train(was_training)
     captions = [read_caption(task.tokenizer, seqs[i].tolist(), p, logp[i], maps[i] if maps is not None else None) for i in range(len(seqs))]
     if task.options['reference_quirks']:
         for c, ids in zip(captions, seqs): c['pred_caption'] = task.tokenizer.decode(ids, skip_special_tokens=True)[len(task.options['prompt']):]
@@ -167,7 +172,7 @@ def read_caption(tokenizer, ids:list, prompt:int, logp:torch.Tensor, maps=None)-
     out = dict(pred_caption=text[len(start):].strip(), pred_score=logp[:n].mean().exp().item() if n else 0., pred_token_scores=words)
     return out if maps is None else out | dict(cross_attentions=maps[:n])
 
-# %% ../../nbs/tasks/33_caption.ipynb #5f14a4d5
+# %% ../../nbs/tasks/33_caption.ipynb #69794504
 def caption_rows(task, rows, batch_size:int=32, **generation):
     "Yield a predicted sample for each row of a data set, in order, without the picture."
     for i in range(0, len(rows), batch_size):
@@ -178,15 +183,15 @@ def validate_captions(
     task,
     rows,                    # rows with image and gt_caption
     batch_size:int=32,
-    metrics=('BLEU', 'ROUGE-L', 'CIDEr'),
+    metrics=('BLEU', 'ROUGE-L', 'CIDEr'),  # names of `caption_scores`
     predictions=None,        # a list to collect the predicted samples in
     **generation,
-)->dict:                     # 'CIDEr' first
+)->dict:                     # name → score, 'CIDEr' first
     "Scores of the captions of all rows that have references."
     from blip_nb.evaluation.captions import caption_scores
     done = [s for s in caption_rows(task, rows, batch_size, **generation) if s.get('gt_caption')]
     if not done: raise InputError("None of the rows has a gt_caption to compare with.")
     if predictions is not None: predictions.extend(done)
     firsts = [s.pred_caption if isinstance(s.pred_caption, str) else s.pred_caption[0] for s in done]
-    scores = caption_scores(firsts, [gt_captions(s) for s in done])
-    return dict(CIDEr=scores.pop('CIDEr')) | scores
+    scores = caption_scores(firsts, [gt_captions(s) for s in done], metrics=list(metrics))
+    return dict(sorted(scores.items(), key=lambda kv: kv[0] != 'CIDEr'))

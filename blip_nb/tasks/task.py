@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['vit_archs', 'vit_arguments', 'vit_ignored', 'med_arguments', 'med_ignored', 'translate', 'of_type', 'vision_part',
-           'text_config', 'tokenizer_part', 'decoder_part', 'preprocessor', 'PictureReader', 'BlipTask', 'read_json',
-           'load_task', 'push_task']
+           'text_config', 'tokenizer_part', 'decoder_part', 'preprocessor', 'PictureReader', 'evaluating', 'BlipTask',
+           'read_json', 'load_task', 'push_task']
 
-# %% ../../nbs/tasks/29_task.ipynb #76e03e11
+# %% ../../nbs/tasks/29_task.ipynb #3a3bea68
 import json, os
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -117,6 +118,16 @@ class PictureReader(nn.Module):
         if not isinstance(images, (list, tuple)) and not (isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4): images = [images]
         if not len(images): raise InputError("There are no pictures: pass at least one.")
         return self.transform().batch([self.to_rgb(i) for i in images]).to(p.device, p.dtype)
+
+# %% ../../nbs/tasks/29_task.ipynb #1ba0d63f
+@contextmanager
+def evaluating(module:nn.Module):
+    "Evaluation mode inside; outside, every part has its own mode back."
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try: yield module
+    finally:
+        for m, training in modes.items(): m.training = training
 
 # %% ../../nbs/tasks/29_task.ipynb #3b6457c0
 class BlipTask(PictureReader):
