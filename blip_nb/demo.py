@@ -19,7 +19,7 @@ from .training.loop import fit
 from .training.recipes import find_recipe
 from .visual.report import card, figure, figure_uri, gallery, page, paragraph, table
 
-# %% ../nbs/69_demo.ipynb #ac35f119
+# %% ../nbs/69_demo.ipynb #6e8f5dc1
 @dataclass(frozen=True)
 class Size:
     "The sizes of a small captioner."
@@ -36,7 +36,7 @@ class Size:
     std:float=.09          # spread of the first weights; with BERT's 0.02 narrow layers on small pictures are slow to see
     waves:bool=False       # the vision tower's positions start as waves along both axes, not as noise
 
-SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=96, patch=16, heads=2, dropout=.1, max_tokens=40, std=.02))
+SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=96, patch=16, heads=2, dropout=.1, drop_path=.1, max_tokens=40, std=.036, waves=True))
 
 # %% ../nbs/69_demo.ipynb #581774ea
 def wave_positions(
