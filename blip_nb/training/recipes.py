@@ -137,7 +137,7 @@ RECIPES = dict(
     coco_caption_base=_coco.but(lr=1e-5), coco_caption_large=_coco.but(lr=2e-6),
     shapes=Recipe(epochs=20, batch_size=32, captions_per_image=3, lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16', augment=None, eval_every=4,
                   select_on='CIDEr', generate=dict(num_beams=1), source='drawn world, from scratch on two cores'),
-    photos=Recipe(epochs=90, batch_size=16, captions_per_image=2, lr=1e-3, warmup=400, weight_decay=.1, betas=(.9, .98), ema=.998, amp='bf16', cache_images=True, eval_every=15,
+    photos=Recipe(epochs=60, batch_size=16, captions_per_image=2, lr=1e-3, warmup=300, weight_decay=.1, betas=(.9, .98), ema=.998, amp='bf16', cache_images=True, eval_every=15,
                   augment=dict(scale=(.5, 1.), flip=.5, rot90=.75, randaugment=False), select_on='CIDEr', generate=dict(num_beams=3),
                   source='two thousand aerial photos, from scratch on two cores'))
 
