@@ -25,18 +25,18 @@ def explicit_attention(
     weights = scores.softmax(-1)
     return F.dropout(weights, dropout, training=dropout > 0) @ v, weights
 
-# %% ../../nbs/nets/20_attention.ipynb #c34ca97a
+# %% ../../nbs/nets/20_attention.ipynb #cb2784a8
 cached_scores = 2**22  # numbers: as many scores at once as a processor keeps near (12 heads × 577 × 577 just fit)
 
 def explicit_rows(q, k, v, keep=None, dropout:float=0.)->torch.Tensor:
-    "`explicit_attention` without its weights, so few rows at a time that their scores stay in the processor's cache."
+    "`explicit_attention` without its weights, (n, h, t, d), so few rows at a time that their scores stay in the processor's cache; arguments and shapes are the same."
     rows = max(1, cached_scores // (q.shape[1]*q.shape[2]*k.shape[2]))
     if rows >= len(q): return explicit_attention(q, k, v, keep, dropout)[0]
     keeps = [None]*len(q) if keep is None else keep.expand(len(q), -1, -1, -1).split(rows)
     return torch.cat([explicit_attention(*x, dropout)[0] for x in zip(q.split(rows), k.split(rows), v.split(rows), keeps)])
 
-# %% ../../nbs/nets/20_attention.ipynb #bf08abab
-few_queries = 4  # on a CPU in fp32 the written-out form is the faster one up to this many queries (the table above)
+# %% ../../nbs/nets/20_attention.ipynb #83924475
+few_queries = 3  # on a CPU in fp32 the written-out form is the faster one up to this many queries (the table above)
 
 def _wants_explicit(config, q)->bool:
     "Eager asks for it; a CPU is faster with it at few queries, and in bf16 where no gradient keeps the weights."
@@ -118,9 +118,16 @@ def self_mask(
     see = (torch.arange(s, device=device) <= (torch.arange(t, device=device) + past)[:, None])[None, None]
     return see if mask is None else see & (mask.bool()[:, None, None] if mask.dim() == 2 else mask.bool()[:, None])
 
-# %% ../../nbs/nets/20_attention.ipynb #1c9c8fe3
-def text_mask(config, x, mask, cache, causal:bool, maps:bool=False):
-    "The self-attention mask for `x` (n, t, width) in the form that the configured kernel reads."
+# %% ../../nbs/nets/20_attention.ipynb #617f863c
+def text_mask(
+    config,               # its `_attn_implementation` names the kernel
+    x:torch.Tensor,       # (n, t, width), the new tokens
+    mask:torch.Tensor,    # (n, s) or (n, t, s) over past and present tokens, a complete 4-D one, or None
+    cache,                # of the s − t tokens before, or None
+    causal:bool,          # a decoder's triangle
+    maps:bool=False,      # weights are wanted, so the explicit form will run
+):                        # bool (1 or n, 1, t, s) or None; what transformers builds for other kernels
+    "The mask of text attending to text, in the form that the configured kernel reads."
     t = x.shape[1]
     if maps or config._attn_implementation in ('sdpa', 'eager'):
         past = cache.get_seq_length() if cache is not None else 0
@@ -129,8 +136,13 @@ def text_mask(config, x, mask, cache, causal:bool, maps:bool=False):
     from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
     return create_causal_mask(config, x, mask, cache) if causal else create_bidirectional_mask(config, x, mask)
 
-def cross_mask(config, x, mask, states, maps:bool=False):
-    "The cross-attention mask over the image's keys, likewise."
+def cross_mask(
+    config, x:torch.Tensor,  # as above
+    mask:torch.Tensor,       # (b, s) or (n, s) over the s places of the pictures, a complete 4-D one, or None
+    states:torch.Tensor,     # (b, s, encoder width), or None where a cache holds the keys
+    maps:bool=False,
+):                           # bool (b or n, 1, 1 or t, s) or None; what transformers builds for other kernels
+    "The mask of text attending to pictures, likewise."
     if mask is None or maps or config._attn_implementation in ('sdpa', 'eager'): return key_mask(mask)
     from transformers.masking_utils import create_bidirectional_mask
     return create_bidirectional_mask(config, x, mask, encoder_hidden_states=states)
