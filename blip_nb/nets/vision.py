@@ -71,9 +71,10 @@ class BlipMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
     def forward(self, x): return self.fc2(self.activation_fn(self.fc1(x)))
 
-# %% ../../nbs/nets/21_vision.ipynb #b3666cd2
+# %% ../../nbs/nets/21_vision.ipynb #7a208b71
 def drop_path(x:torch.Tensor, rate:float, training:bool)->torch.Tensor:
     "Zero the branch `x` (b, …) for a share `rate` of the rows and scale up the rest, so that its mean is kept."
+    if not 0 <= rate < 1: raise InputError(f"drop_path_rate is {rate}: it is the share of pictures whose branch is left out, so it must be at least 0 and below 1.")
     if not (rate and training): return x
     kept = x.new_empty(len(x), *[1]*(x.dim() - 1)).bernoulli_(1 - rate)
     return x * kept / (1 - rate)
@@ -107,11 +108,14 @@ class BlipEncoder(nn.Module):
             if maps: all_weights += (weights,)
         return x, all_states if states else None, all_weights if maps else None
 
-# %% ../../nbs/nets/21_vision.ipynb #e94049bf
-text_towers = ('text_decoder.bert.', 'text_encoder.', 'text_model.')  # where a text tower lives in a captioner, a matcher, a BlipModel
+# %% ../../nbs/nets/21_vision.ipynb #ddcebc2f
+text_towers = ('text_decoder.bert.', 'text_encoder.', 'text_model.')  # what the names of a text tower begin with in a captioner, a matcher, a BlipModel
 
-def checkpoint_files(name_or_path, **hub)->dict:
-    "Tensor name → file of a saved model, from its index or the header of its file; empty where neither is there."
+def checkpoint_files(
+    name_or_path,   # folder or hub name of a saved model
+    **hub,          # how to reach the hub, as for `from_pretrained`: revision, cache_dir, token, …
+)->dict:            # tensor name → file; empty where there are no safetensors
+    "Which tensors a checkpoint holds, and where."
     from safetensors import safe_open
     from transformers.utils import cached_file
     def find(name):
@@ -121,16 +125,22 @@ def checkpoint_files(name_or_path, **hub)->dict:
     if not (path := find('model.safetensors')): return {}
     with safe_open(path, 'pt') as f: return dict.fromkeys(f.keys(), path)
 
-def adopt(model, name_or_path, missing:set, **hub)->set:
-    "Fill missing tensors from the checkpoint's towers under other names (`model.adopts`: own prefix → theirs); what is still missing comes back."
-    own, files = model.state_dict(), checkpoint_files(name_or_path, **hub)
-    have = files.keys()
-    found = {k: old + k[len(new):] for new, olds in model.adopts.items() for k in missing if k.startswith(new) for old in olds[::-1] if old + k[len(new):] in have}
+# %% ../../nbs/nets/21_vision.ipynb #260bdd35
+def adopt(
+    model,          # its `adopts` says which names to look for
+    name_or_path,   # the checkpoint
+    missing:set,    # names of the model's tensors that were not filled yet
+    **hub,
+)->set:             # those that nothing was found for, or nothing of the right shape
+    "Fill the missing tensors with those that the checkpoint holds under another model's names."
     from safetensors import safe_open
+    own, files = model.state_dict(), checkpoint_files(name_or_path, **hub)
+    def elsewhere(name): return [old + name[len(new):] for new, olds in model.adopts.items() if name.startswith(new) for old in olds]
+    found = {name: old for name in missing for old in elsewhere(name)[::-1] if old in files}  # of several, the first
     for file in {files[old] for old in found.values()}:
         with safe_open(file, 'pt') as f, torch.no_grad():
-            for k, old in found.items():
-                if files[old] == file and own[k].shape == (value := f.get_tensor(old)).shape: own[k].copy_(value); missing = missing - {k}
+            for name, old in found.items():
+                if files[old] == file and own[name].shape == (value := f.get_tensor(old)).shape: own[name].copy_(value); missing = missing - {name}
     return missing
 
 # %% ../../nbs/nets/21_vision.ipynb #31308d5c
@@ -141,7 +151,7 @@ class BlipConfig(transformers.BlipConfig):
         "A config from a `BlipTextConfig` and a `BlipVisionConfig`."
         return cls(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), **kwargs)
 
-# %% ../../nbs/nets/21_vision.ipynb #985e3168
+# %% ../../nbs/nets/21_vision.ipynb #4657a1a9
 class BlipPreTrainedModel(PreTrainedModel):
     "What every BLIP model shares: transformers' config classes, keys and conventions."
     config_class = BlipConfig
@@ -151,7 +161,7 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _no_split_modules = ['BlipEncoderLayer', 'BlipTextLayer', 'BlipTextEmbeddings']
     _skip_keys_device_placement = ['past_key_values', 'image_cache']
-    adopts = {}  # own prefix → prefixes under which other kinds of checkpoint hold the same tower
+    adopts = {}  # what our names begin with → what those of the same tensors begin with in other models
 
     @classmethod
     def _can_set_attn_implementation(cls): return True  # transformers guesses this from the source text, and guesses wrong here
