@@ -8,7 +8,7 @@ from tree import HAND_MADE, ROOT
 FLOOR = {
     "core": 0,
     "data.samples": 1, "data.text": 1, "data.images": 1, "data.shapes": 1, "data.datasets": 2,
-    "nets.attention": 1, "nets.vision": 2,
+    "nets.attention": 1, "nets.prompts": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.blip": 4, "nets.checkpoints": 5,
     "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,

@@ -7,26 +7,27 @@ __all__ = ['BlipForConditionalGenerationModelOutput', 'BlipTextVisionModelOutput
            'BlipOutput', 'contrastive_loss', 'BlipModel', 'BlipForConditionalGeneration', 'BlipForQuestionAnswering',
            'BlipForImageTextRetrieval']
 
-# %% ../../nbs/nets/23_blip.ipynb #401559b9
+# %% ../../nbs/nets/23_blip.ipynb #e212947d
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 from ..core import InputError
-from .text import BlipTextLMHeadModel, BlipTextModel, generate_rows, prompt_rows
+from .prompts import generate_rows, prompt_rows, question_batch
+from .text import BlipTextLMHeadModel, BlipTextModel
 from .vision import BlipConfig, BlipPreTrainedModel, BlipVisionModel, text_towers
 
-# %% ../../nbs/nets/23_blip.ipynb #2af64f72
+# %% ../../nbs/nets/23_blip.ipynb #0dfae103
 @dataclass
 class BlipForConditionalGenerationModelOutput(ModelOutput):
     "Captioning. `hidden_states` and `attentions` are the vision tower's, those of the text are named so."
-    loss: torch.Tensor = None
+    loss: torch.Tensor = None                    # (), the mean over all counted tokens
     logits: torch.Tensor = None                  # (n, t, vocabulary)
     image_embeds: torch.Tensor = None            # (b, s, width)
     last_hidden_state: torch.Tensor = None       # the same
-    hidden_states: tuple = None
-    attentions: tuple = None
+    hidden_states: tuple = None                  # (b, s, width) per layer and one before
+    attentions: tuple = None                     # (b, heads, s, s) per layer
     decoder_hidden_states: tuple = None          # (n, t, width) per layer and one before
     decoder_attentions: tuple = None             # (n, heads, t, t) per layer
     cross_attentions: tuple = None               # (n, heads, t, s) per layer: where each word looks
@@ -36,40 +37,41 @@ class BlipForConditionalGenerationModelOutput(ModelOutput):
 
 @dataclass
 class BlipTextVisionModelOutput(ModelOutput):
-    "Question answering."
-    loss: torch.Tensor = None
-    image_embeds: torch.Tensor = None
-    last_hidden_state: torch.Tensor = None
-    hidden_states: tuple = None
-    attentions: tuple = None
-    logits: torch.Tensor = None                  # (n, t, vocabulary) of the answer
-    question_embeds: torch.Tensor = None         # (n, question length, width)
-    cross_attentions: tuple = None               # the question's words over the picture
-    decoder_cross_attentions: tuple = None       # the answer's words over the question
+    "Question answering. `hidden_states` and `attentions` are the vision tower's."
+    loss: torch.Tensor = None                    # (), the mean over all counted tokens
+    image_embeds: torch.Tensor = None            # (b, s, width)
+    last_hidden_state: torch.Tensor = None       # the same
+    hidden_states: tuple = None                  # (b, s, width) per layer and one before
+    attentions: tuple = None                     # (b, heads, s, s) per layer
+    logits: torch.Tensor = None                  # (n, u, vocabulary) of the answer
+    question_embeds: torch.Tensor = None         # (n, t, width)
+    cross_attentions: tuple = None               # (n, heads, t, s) per layer: the question's words over the picture
+    decoder_cross_attentions: tuple = None       # (n, heads, u, t) per layer: the answer's words over the question
 
+# %% ../../nbs/nets/23_blip.ipynb #47d69a06
 @dataclass
 class BlipImageTextMatchingModelOutput(ModelOutput):
-    "Matching."
+    "Matching. `hidden_states` and `attentions` are the vision tower's."
     itm_score: torch.Tensor = None               # (n, 2) with the head: no match, match; (b, n) cosines without
-    loss: torch.Tensor = None
-    image_embeds: torch.Tensor = None
-    last_hidden_state: torch.Tensor = None
-    hidden_states: tuple = None
-    vision_pooler_output: torch.Tensor = None
-    attentions: tuple = None
-    question_embeds: torch.Tensor = None
-    cross_attentions: tuple = None
+    loss: torch.Tensor = None                    # ()
+    image_embeds: torch.Tensor = None            # (b, s, width)
+    last_hidden_state: torch.Tensor = None       # the same
+    hidden_states: tuple = None                  # (b, s, width) per layer and one before
+    vision_pooler_output: torch.Tensor = None    # (b, width)
+    attentions: tuple = None                     # (b, heads, s, s) per layer
+    question_embeds: torch.Tensor = None         # (n, t, width) of the text, which with the head has seen the picture
+    cross_attentions: tuple = None               # (n, heads, t, s) per layer, with the head
 
 @dataclass
 class BlipOutput(ModelOutput):
     "Two towers."
-    loss: torch.Tensor = None
+    loss: torch.Tensor = None                    # ()
     logits_per_image: torch.Tensor = None        # (b, n)
     logits_per_text: torch.Tensor = None         # (n, b)
     text_embeds: torch.Tensor = None             # (n, projection), normalised
     image_embeds: torch.Tensor = None            # (b, projection), normalised
-    text_model_output: ModelOutput = None
-    vision_model_output: ModelOutput = None
+    text_model_output: ModelOutput = None        # of `BlipTextModel`: last_hidden_state (n, t, width), pooler_output (n, width)
+    vision_model_output: ModelOutput = None      # of `BlipVisionModel`: last_hidden_state (b, s, width), pooler_output (b, width)
 
     def to_tuple(self): return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in (self[k] for k in self.keys()))
 
@@ -146,9 +148,9 @@ class BlipModel(_Blip):
         return BlipOutput(loss=contrastive_loss(logits) if return_loss else None, logits_per_image=logits.T, logits_per_text=logits,
                           text_embeds=text_embeds, image_embeds=image_embeds, text_model_output=text, vision_model_output=vision)
 
-# %% ../../nbs/nets/23_blip.ipynb #bd6694a7
-class BlipForConditionalGeneration(_Blip, GenerationMixin):
-    "Writes captions. Without `input_ids` it starts at [DEC], with labels too."
+# %% ../../nbs/nets/23_blip.ipynb #0727f386
+class _Captioner(_Blip, GenerationMixin):
+    "A captioner's parts."
     _tied_weights_keys = {f'text_decoder.{k}': f'text_decoder.{v}' for k, v in BlipTextLMHeadModel._tied_weights_keys.items()}
     _text_towers = ('text_decoder.bert.',)
 
@@ -160,6 +162,9 @@ class BlipForConditionalGeneration(_Blip, GenerationMixin):
     def get_output_embeddings(self): return self.text_decoder.get_output_embeddings()
     def set_output_embeddings(self, value): self.text_decoder.set_output_embeddings(value)
 
+# %% ../../nbs/nets/23_blip.ipynb #0ec2b9b6
+class BlipForConditionalGeneration(_Captioner):
+    "Writes captions. Without `input_ids` it starts at [DEC], with labels too."
     @can_return_tuple
     def forward(self,
         pixel_values:torch.Tensor=None,     # (b, channels, height, width)
@@ -167,7 +172,7 @@ class BlipForConditionalGeneration(_Blip, GenerationMixin):
         attention_mask:torch.Tensor=None,   # (n, t)
         labels:torch.Tensor=None,           # (n, t); −100 and pads are not counted
         *, interpolate_pos_encoding:bool=False,
-        logits_to_keep=0,                   # scores of the last places only
+        logits_to_keep=0,                   # scores of the last places only (0: all); the loss counts all
         image_embeds:torch.Tensor=None,     # (b, s, width), in place of pixel_values
         output_attentions:bool=None, output_hidden_states:bool=None,
     )->BlipForConditionalGenerationModelOutput:
@@ -187,16 +192,16 @@ class BlipForConditionalGeneration(_Blip, GenerationMixin):
         attention_mask:torch.Tensor=None,   # (n, t)
         *, interpolate_pos_encoding:bool=False,
         image_embeds:torch.Tensor=None,     # (b, s, width), in place of pixel_values
-        **generate_kwargs,                  # transformers' options: num_beams, max_length (prompt included), do_sample, top_p, …
+        **generate_kwargs,                  # transformers' options: num_beams, max_length (prompt included), do_sample, top_p, output_scores, …
     ):                                      # ids (n, t) from [DEC] on, padded at the end; a dict output with return_dict_in_generate=True
         "Continue each prompt. Rows of one prompt length are decoded together, so that a row gives what it gives alone."
         image, cfg = self.images(pixel_values, image_embeds, interpolate_pos_encoding, False, False).last_hidden_state, self.config.text_config
         options = dict(eos_token_id=cfg.sep_token_id, pad_token_id=cfg.pad_token_id) | generate_kwargs
         return generate_rows(self.text_decoder, prompt_rows(input_ids, attention_mask, len(image), cfg), image, **options)
 
-# %% ../../nbs/nets/23_blip.ipynb #7391a1a1
-class BlipForQuestionAnswering(_Blip, GenerationMixin):
-    "Answers questions about pictures; several questions of one picture may be given together."
+# %% ../../nbs/nets/23_blip.ipynb #65de329c
+class _Answerer(_Blip, GenerationMixin):
+    "A question answerer's parts."
     _tied_weights_keys = BlipForConditionalGeneration._tied_weights_keys
     _text_towers = ('text_encoder.', 'text_decoder.bert.')
 
@@ -221,6 +226,9 @@ class BlipForQuestionAnswering(_Blip, GenerationMixin):
         self.text_decoder.resize_token_embeddings(new_num_tokens, *args, **kwargs)
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
+# %% ../../nbs/nets/23_blip.ipynb #5560989b
+class BlipForQuestionAnswering(_Answerer):
+    "Answers questions about pictures; several questions of one picture may be given together."
     @can_return_tuple
     def forward(self,
         input_ids:torch.Tensor,                     # (n, t) questions, b divides n
@@ -245,7 +253,7 @@ class BlipForQuestionAnswering(_Blip, GenerationMixin):
 
     @torch.no_grad()
     def generate(self,
-        input_ids,                                  # (n, t) questions, or a list of ids
+        input_ids,                                  # (n, t) questions, or lists of ids of any lengths; one flat list is asked of every picture
         pixel_values:torch.Tensor=None,             # (b, channels, height, width)
         attention_mask:torch.Tensor=None,           # (n, t)
         *, interpolate_pos_encoding:bool=False, image_embeds:torch.Tensor=None,
@@ -254,9 +262,7 @@ class BlipForQuestionAnswering(_Blip, GenerationMixin):
     ):                                              # answers (n, u) from [DEC] on
         "Answer each question."
         image, cfg = self.images(pixel_values, image_embeds, interpolate_pos_encoding, False, False).last_hidden_state, self.config.text_config
-        if not isinstance(input_ids, torch.Tensor): input_ids = torch.tensor(input_ids, device=image.device)
-        if input_ids.dim() == 1: input_ids = input_ids[None]
-        if attention_mask is None: attention_mask = (input_ids != cfg.pad_token_id).long()
+        input_ids, attention_mask = question_batch(input_ids, attention_mask, len(image), cfg.pad_token_id, image.device)
         question = self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image, return_dict=True).last_hidden_state
         start = torch.full((len(question), 1), cfg.bos_token_id, device=image.device)
         options = dict(eos_token_id=cfg.sep_token_id, pad_token_id=cfg.pad_token_id) | generate_kwargs

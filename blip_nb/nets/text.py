@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['BlipTextEmbeddings', 'BlipTextSelfAttention', 'BlipTextSelfOutput', 'BlipTextAttention', 'BlipTextIntermediate',
-           'BlipTextLayer', 'BlipTextEncoder', 'BlipTextPreTrainedModel', 'BlipTextPooler', 'BlipTextModel',
-           'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead', 'BlipTextOnlyMLMHead', 'lm_loss', 'per_step',
-           'TextGeneration', 'BlipTextLMHeadModel', 'prompt_rows', 'pad_cat', 'merge_steps', 'merge_generated',
-           'generate_rows']
+           'BlipTextLayer', 'BlipTextEncoder', 'BlipTextPreTrainedModel', 'BlipTextPooler', 'check_text_inputs',
+           'text_caches', 'BlipTextModel', 'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead',
+           'BlipTextOnlyMLMHead', 'lm_loss', 'per_step', 'TextGeneration', 'BlipTextLMHeadModel']
 
 # %% ../../nbs/nets/22_text.ipynb #fb0c2f2a
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -131,7 +130,21 @@ class BlipTextPooler(nn.Module):
     def __init__(self, config): super().__init__(); self.dense = nn.Linear(config.hidden_size, config.hidden_size)
     def forward(self, x): return self.dense(x[:, 0]).tanh()
 
-# %% ../../nbs/nets/22_text.ipynb #b594ec79
+# %% ../../nbs/nets/22_text.ipynb #4027e88c
+def check_text_inputs(config, texts:tuple, encoder_hidden_states, image_cache):
+    "Refuse a call with no text or several, with one picture in two forms, or with a picture for a model that has no attention to pictures."
+    if sum(x is not None for x in texts) != 1: raise InputError("Pass exactly one of input_ids, inputs_embeds and encoder_embeds.")
+    if image_cache is not None and encoder_hidden_states is not None and image_cache.get_seq_length(): raise InputError("image_cache already holds a picture: pass it without encoder_hidden_states, or pass an empty one to fill.")
+    if (encoder_hidden_states is not None or image_cache is not None) and not config.is_decoder: raise InputError("This text model was built without attention to pictures (config.is_decoder=False): leave encoder_hidden_states out.")
+
+def text_caches(past_key_values, use_cache:bool, encoder_hidden_states, image_cache)->tuple:
+    "The cache of both kinds, its part for the words, and the one to use for the picture; None where there is none."
+    past = as_cache(past_key_values, use_cache)
+    if past is None: return None, None, image_cache
+    if image_cache is None and (encoder_hidden_states is not None or past.cross_attention_cache.layers): image_cache = past.cross_attention_cache
+    return past, past.self_attention_cache, image_cache
+
+# %% ../../nbs/nets/22_text.ipynb #9189b79e
 class BlipTextModel(BlipTextPreTrainedModel):
     "BERT with attention to a picture. Source: arXiv 2201.12086; keys and outputs as transformers' class of this name."
     adopts = {'': text_towers}
@@ -165,14 +178,10 @@ class BlipTextModel(BlipTextPreTrainedModel):
         cfg = self.config
         maps = cfg.output_attentions if output_attentions is None else output_attentions
         states = cfg.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if (input_ids is None) + (inputs_embeds is None) + (encoder_embeds is None) != 2: raise InputError("Pass exactly one of input_ids, inputs_embeds and encoder_embeds.")
+        check_text_inputs(cfg, (input_ids, inputs_embeds, encoder_embeds), encoder_hidden_states, image_cache)
         checkpointing = self.training and self.encoder.layer[0].gradient_checkpointing
         use_cache = is_decoder and not checkpointing and (cfg.use_cache if use_cache is None else use_cache)
-        past = as_cache(past_key_values, use_cache)
-        if image_cache is not None and encoder_hidden_states is not None and image_cache.get_seq_length(): raise InputError("image_cache already holds a picture: pass it without encoder_hidden_states, or pass an empty one to fill.")
-        if (encoder_hidden_states is not None or image_cache is not None) and not cfg.is_decoder: raise InputError("This text model was built without attention to pictures (config.is_decoder=False): leave encoder_hidden_states out.")
-        if past is not None and image_cache is None: image_cache = past.cross_attention_cache if encoder_hidden_states is not None or len(past.cross_attention_cache.layers) else None
-        own = past.self_attention_cache if past is not None else None
+        past, own, image_cache = text_caches(past_key_values, use_cache, encoder_hidden_states, image_cache)
         x = encoder_embeds if encoder_embeds is not None else self.embeddings(input_ids, position_ids, inputs_embeds, own.get_seq_length() if own is not None else 0)
         x, hidden, weights, cross = self.encoder(x, maps, states, states=encoder_hidden_states, cache=own, image_cache=image_cache, causal=is_decoder,
             keep=text_mask(cfg, x, attention_mask, own, is_decoder, maps), image_keep=cross_mask(cfg, x, encoder_attention_mask, encoder_hidden_states, maps))
@@ -219,10 +228,15 @@ def per_step(weights:tuple, prompt:int)->tuple:
     steps = weights[0].shape[2] - prompt + 1
     return tuple(tuple(w[:, :, :prompt] if i == 0 else w[:, :, prompt + i - 1:prompt + i] for w in weights) for i in range(steps))
 
-# %% ../../nbs/nets/22_text.ipynb #29116166
+# %% ../../nbs/nets/22_text.ipynb #0b44ac33
 class TextGeneration:
     "What a text network with `self.bert` adds to transformers' `generate`: pictures that are not repeated, maps of what was written."
     def prepare_inputs_for_generation(self, *args, **kwargs): return super().prepare_inputs_for_generation(*args, **kwargs) | dict(is_decoder=True)
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        "A prompt that leaves no room is refused in our words; the rest is transformers' check."
+        if input_ids_length >= generation_config.max_length: raise InputError(f"The prompt has {input_ids_length} tokens, which leaves no room within max_length={generation_config.max_length}: the prompt counts. Pass a larger max_length, or max_new_tokens.")
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
         "Beams repeat the text rows; what belongs to the picture stays one row per image."
@@ -250,9 +264,9 @@ class TextGeneration:
             if seen[k] is not None: out[k] = per_step(seen[k], p)
         return out
 
-# %% ../../nbs/nets/22_text.ipynb #38035bb2
-class BlipTextLMHeadModel(TextGeneration, BlipTextPreTrainedModel, GenerationMixin):
-    "The text network with a word head: language model, captioner and answerer."
+# %% ../../nbs/nets/22_text.ipynb #d1415cb9
+class _Writer(TextGeneration, BlipTextPreTrainedModel, GenerationMixin):
+    "The text network and its word head."
     adopts = {'': ('text_decoder.',)}
     _tied_weights_keys = {'cls.predictions.decoder.bias': 'cls.predictions.bias', 'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight'}
 
@@ -266,7 +280,9 @@ class BlipTextLMHeadModel(TextGeneration, BlipTextPreTrainedModel, GenerationMix
     def get_output_embeddings(self): return self.cls.predictions.decoder
     def set_output_embeddings(self, value): self.cls.predictions.decoder, self.cls.predictions.bias = value, value.bias
 
-    @can_return_tuple
+# %% ../../nbs/nets/22_text.ipynb #9a85b9e1
+class BlipTextLMHeadModel(_Writer):
+    "The text network with a word head: language model, captioner and answerer."
     def forward(self,
         input_ids:torch.Tensor=None,               # (n, t)
         attention_mask:torch.Tensor=None,          # (n, t); with a cache (n, past + t)
@@ -276,74 +292,24 @@ class BlipTextLMHeadModel(TextGeneration, BlipTextPreTrainedModel, GenerationMix
         encoder_attention_mask:torch.Tensor=None,  # (b, s) or (n, s)
         labels:torch.Tensor=None,                  # (n, t) aligned with input_ids; −100 and pads are not counted
         *, past_key_values=None, use_cache:bool=None, image_cache:ImageCache=None,
-        return_logits:bool=False,                  # only the scores, without those after the last token
+        return_logits:bool=False,                  # only the scores, without those after the last token: a tensor (n, t − 1, vocabulary)
         is_decoder:bool=True,
         reduction:str='mean',                      # of the loss, see `lm_loss`
-        logits_to_keep=0,                          # scores of the last places only (0: all), or indices of places
+        logits_to_keep=0,                          # scores of the last places only (0: all), or indices of places; the loss counts all places
         output_attentions:bool=None, output_hidden_states:bool=None,
+        return_dict:bool=None,                     # False: a tuple; None: as the config says
     )->CausalLMOutputWithCrossAttentions:
         "`logits` (n, t, vocabulary); `loss` where there are labels."
         out = self.bert(input_ids, attention_mask, position_ids, inputs_embeds, None, encoder_hidden_states, encoder_attention_mask,
             past_key_values=past_key_values, use_cache=False if labels is not None else use_cache, is_decoder=is_decoder, image_cache=image_cache,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True)
-        x = out.last_hidden_state
-        logits = self.cls(x[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep])
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        all_places = labels is not None and not return_logits
+        logits, loss = self.cls(out.last_hidden_state if all_places else out.last_hidden_state[:, keep]), None
         if return_logits: return logits[:, :-1].contiguous()
-        loss = None
         if labels is not None:
             labels = labels.to(logits.device).masked_fill(labels.to(logits.device) == self.config.pad_token_id, -100)
-            loss = lm_loss(logits, labels, self.config.label_smoothing, reduction)
-        return CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, past_key_values=out.past_key_values,
+            loss, logits = lm_loss(logits, labels, self.config.label_smoothing, reduction), logits[:, keep]
+        out = CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, past_key_values=out.past_key_values,
             hidden_states=out.hidden_states, attentions=out.attentions, cross_attentions=out.cross_attentions)
-
-# %% ../../nbs/nets/22_text.ipynb #7179d147
-def prompt_rows(input_ids, attention_mask, n:int, cfg)->list:
-    "Each row's prompt as a list of ids: its first id ([CLS] or [DEC]) becomes [DEC]; pads and a closing [SEP] go. A list of lists is a batch, a flat list one prompt for all."
-    if input_ids is None: return [[cfg.bos_token_id]]*n
-    if not len(input_ids): raise InputError("The prompt is empty: leave input_ids out to start at [DEC].")
-    if isinstance(input_ids, torch.Tensor) and input_ids.dim() == 1: input_ids = input_ids[None]
-    rows = [[int(i) for i in r] for r in (input_ids.tolist() if isinstance(input_ids, torch.Tensor) else input_ids if isinstance(input_ids[0], (list, tuple, torch.Tensor)) else [input_ids])]
-    masks = attention_mask.tolist() if attention_mask is not None else [[i != cfg.pad_token_id for i in r] for r in rows]
-    rows = [[i for i, m in zip(r, mask) if m] for r, mask in zip(rows, masks)]
-    if len(rows) == 1 and n > 1: rows = rows*n
-    if len(rows) % n: raise InputError(f"{len(rows)} prompts for {n} pictures: give one prompt, or the same number for each picture.")
-    return [[cfg.bos_token_id] + (r[1:-1] if len(r) > 1 and r[-1] == cfg.sep_token_id else r[1:]) for r in rows]
-
-def pad_cat(xs:list, pad=0):
-    "Concatenate tensors (n_i, t_i) along rows, padded on the right to the longest."
-    return torch.cat([F.pad(x, (0, max(y.shape[1] for y in xs) - x.shape[1]), value=pad) for x in xs])
-
-# %% ../../nbs/nets/22_text.ipynb #9ea616dd
-def merge_steps(groups:list, order:torch.Tensor)->tuple:
-    "Per-step, per-layer maps of several groups as one; shorter prompts and texts are filled with zeros."
-    def at(g, t, l): return g[t][l] if t < len(g) else torch.zeros_like(g[-1][l][:, :, -1:])
-    def join(xs):
-        q, s = (max(x.shape[d] for x in xs) for d in (2, 3))
-        return torch.cat([F.pad(x, (0, s - x.shape[3], q - x.shape[2], 0)) for x in xs])[order]
-    return tuple(tuple(join([at(g, t, l) for g in groups]) for l in range(len(groups[0][0]))) for t in range(max(map(len, groups))))
-
-def merge_generated(outs:list, order:torch.Tensor, pad:int):
-    "What several groups of rows gave, as one, rows back in `order`: sequences, their scores and their maps."
-    if len(outs) == 1: return outs[0]
-    if not isinstance(outs[0], dict): return pad_cat(outs, pad)[order]
-    merged = type(outs[0])(sequences=pad_cat([o.sequences for o in outs], pad)[order])
-    if outs[0].get('sequences_scores') is not None: merged['sequences_scores'] = torch.cat([o.sequences_scores for o in outs])[order]
-    for k in ('attentions', 'cross_attentions'):
-        if outs[0].get(k) is not None: merged[k] = merge_steps([o[k] for o in outs], order)
-    return merged
-
-# %% ../../nbs/nets/22_text.ipynb #07ede3d2
-def generate_rows(
-    decoder,               # a BlipTextLMHeadModel
-    rows:list,             # n prompts from `prompt_rows`
-    image:torch.Tensor,    # (b, s, width), b divides n
-    **options,             # of `generate`
-):                         # ids (n·returned, t) or the dict output of transformers
-    "Decode rows of equal prompt length together."
-    groups = {}
-    for i, r in enumerate(rows): groups.setdefault(len(r), []).append(i)
-    outs = [decoder.generate(torch.tensor([rows[i] for i in g], device=image.device), **options,
-        encoder_hidden_states=image if len(groups) == 1 else image[[i*len(image)//len(rows) for i in g]]) for g in groups.values()]
-    k = len(outs[0] if isinstance(outs[0], torch.Tensor) else outs[0].sequences) // len(next(iter(groups.values())))
-    order = torch.tensor([i*k + j for g in groups.values() for i in g for j in range(k)]).argsort().to(image.device)
-    return merge_generated(outs, order, decoder.config.pad_token_id)
+        return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
