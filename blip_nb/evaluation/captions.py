@@ -6,8 +6,8 @@
 __all__ = ['CAPTION_METRICS', 'ngrams', 'bleu_counts', 'bleu', 'lcs', 'rouge_l', 'NgramWeights', 'cider_points', 'caption_scores',
            'caption_scores_per_image', 'explain_cider', 'paired_bootstrap']
 
-# %% ../../nbs/evaluation/50_captions.ipynb #debea348
-import os, shutil, subprocess, warnings
+# %% ../../nbs/evaluation/50_captions.ipynb #c9d9f888
+import os, re, shutil, subprocess, warnings
 from collections import Counter
 import numpy as np
 from ..core import InputError, optional_import
@@ -121,15 +121,24 @@ def cider_points(
             if g in other: points[g] += min(x, other[g]) * other[g] * share[len(g) - 1]
     return points
 
-# %% ../../nbs/evaluation/50_captions.ipynb #7b557cc5
+# %% ../../nbs/evaluation/50_captions.ipynb #6014928d
 def _java_scores(name, predictions, references):
     "(score, per-image scores) of pycocoevalcap's METEOR or SPICE on tokenized text."
     if not shutil.which('java'): raise InputError(f"{name} is a Java program and no `java` was found on the PATH. Install a Java runtime, or leave {name} out of `metrics`.")
-    scorer = getattr(optional_import(f"pycocoevalcap.{name.lower()}.{name.lower()}", 'coco', name), name.capitalize())
-    try: score, rows = scorer().compute_score({i: list(r) for i, r in enumerate(references)}, {i: [p] for i, p in enumerate(predictions)})
+    make = getattr(optional_import(f"pycocoevalcap.{name.lower()}.{name.lower()}", 'coco', name), name.capitalize())
+    line, scorer = (lambda text: re.sub(r'[\r\n]|\|\|\|', ' ', text)), None              # ||| separates METEOR's fields
+    try:
+        scorer = make()
+        score, rows = scorer.compute_score({i: [line(r) for r in refs] for i, refs in enumerate(references)}, {i: [line(p)] for i, p in enumerate(predictions)})
     except (OSError, ValueError, subprocess.CalledProcessError) as e:
+        said = f"{type(e).__name__}: {e}"
+        if process := getattr(scorer, 'meteor_p', None):
+            process.kill()
+            said = (process.communicate()[1].decode(errors='replace').strip() or said).splitlines()[-1]
         hint = " It downloads its parser on first use, so a network is needed once." if name == 'SPICE' else ''
-        raise RuntimeError(f"{name} could not run ({type(e).__name__}: {e}).{hint} Leave it out of `metrics` to get the other scores.") from e
+        raise RuntimeError(f"{name} could not run ({said}).{hint} Leave it out of `metrics` to get the other scores.") from e
+    finally:
+        if (lock := getattr(scorer, 'lock', None)) and lock.locked(): lock.release()
     if name == 'SPICE': rows = [r['All']['f'] for r in rows]
     return float(score), np.array(rows, float)
 
