@@ -6,13 +6,13 @@
 __all__ = ['SIZES', 'Size', 'wave_positions', 'small_captioner', 'demo_data', 'all_captions', 'blind_captions', 'demo_scores',
            'attention_figures', 'demo_report', 'demo']
 
-# %% ../nbs/69_demo.ipynb #1a4aa66a
+# %% ../nbs/69_demo.ipynb #b3aa4493
 import json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from transformers import BlipConfig
-from .core import generator, has_bf16, key_seed, pick_device
+from .core import InputError, generator, has_bf16, key_seed, pick_device
 from .data.text import CleanCaptions, clean_caption, compact_tokenizer
 from .tasks.caption import BlipCaption
 from .training.loop import fit
@@ -38,12 +38,13 @@ class Size:
 
 SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=96, patch=16, heads=2, dropout=.1, drop_path=.1, max_tokens=40, std=.036, waves=True))
 
-# %% ../nbs/69_demo.ipynb #581774ea
+# %% ../nbs/69_demo.ipynb #1ed812f4
 def wave_positions(
     side:int,    # patches along one side
     d:int,       # width, a multiple of 4
 )->torch.Tensor: # (1, 1 + side², d), zeros for [CLS]
     "Positions as sine and cosine waves along both axes; half of the width belongs to each (arXiv 2111.06377)."
+    if d % 4: raise InputError(f"The width is {d}: sine and cosine along two axes need a multiple of 4.")
     rates = 10_000**-(torch.arange(d//4)/(d//4))
     angles = torch.arange(side)[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos()], 1)
