@@ -137,13 +137,13 @@ def show_words(
                           "the brightest patch gets: near 1× it looks nowhere in particular.")
     return show_maps(image, maps, words, caption, title, **options)
 
-# %% ../../nbs/visual/60_attention.ipynb #c4ce8ed7
+# %% ../../nbs/visual/60_attention.ipynb #cbd2f807
 def show_heads(
     image, cross_attentions,   # picture, and weights in one of the three layouts
     index:int, word:str='',    # which generated token, and how to call it
     grid:tuple=None, row:int=0, **options,  # as in `word_maps` and `show_maps`
 ):                             # a matplotlib Figure
-    "All layers (down) and heads (across) of one generated token."
+    "One map per head of every layer, for one generated token; `layer·head` above each."
     weights = stack_layers(cross_attentions, row)[index]
     layers, heads, n = weights.shape
     rows, cols, cls = grid_of(n, grid)
