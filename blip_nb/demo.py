@@ -19,7 +19,7 @@ from .training.loop import fit
 from .training.recipes import find_recipe
 from .visual.report import card, figure, figure_uri, gallery, page, paragraph, table
 
-# %% ../nbs/69_demo.ipynb #6e8f5dc1
+# %% ../nbs/69_demo.ipynb #03f4512f
 @dataclass(frozen=True)
 class Size:
     "The sizes of a small captioner."
@@ -35,8 +35,9 @@ class Size:
     max_tokens:int=32
     std:float=.09          # spread of the first weights; with BERT's 0.02 narrow layers on small pictures are slow to see
     waves:bool=False       # the vision tower's positions start as waves along both axes, not as noise
+    standardize:bool=False # measure each picture by its own light and colours
 
-SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=96, patch=16, heads=2, dropout=.1, drop_path=.1, max_tokens=40, std=.036, waves=True))
+SIZES = dict(shapes=Size(heads=2, waves=True), photos=Size(image=128, patch=16, heads=2, dropout=.1, drop_path=.1, max_tokens=40, std=.036, waves=True, standardize=True))
 
 # %% ../nbs/69_demo.ipynb #1ed812f4
 def wave_positions(
@@ -51,7 +52,7 @@ def wave_positions(
     grid = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], 2)
     return torch.cat([torch.zeros(1, d), grid.flatten(0, 1)])[None]
 
-# %% ../nbs/69_demo.ipynb #69c642c7
+# %% ../nbs/69_demo.ipynb #f90556ae
 def small_captioner(
     captions,          # all training captions, cleaned: their words become the vocabulary
     size:Size=Size(),
@@ -64,7 +65,7 @@ def small_captioner(
                   patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=size.std, drop_path_rate=size.drop_path)
     text = dict(hidden_size=size.text_width, intermediate_size=4*size.text_width, num_hidden_layers=size.text_depth, num_attention_heads=max(1, size.heads*size.text_width//size.width),
                 max_position_embeddings=max(32, size.max_tokens), hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=size.std)
-    options = dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens)) | options
+    options = dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), data_preprocessor=dict(standardize=size.standardize)) | options
     task = BlipCaption.from_config(BlipConfig(vision_config=vision, text_config=text), compact_tokenizer(captions), **options)
     if size.waves: task.net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, size.width))
     return task

@@ -82,21 +82,21 @@ def decoder_part(given, tokenizer):
     translate(given, dict(med_config=''), ('type', 'init_cfg'), 'XBertLMHeadDecoder')
     return BlipTextLMHeadModel(text_config(given['med_config'], tokenizer)), .1
 
-# %% ../../nbs/tasks/29_task.ipynb #6e3f1a33
+# %% ../../nbs/tasks/29_task.ipynb #fe3c11b0
 def preprocessor(
-    given=None,      # dict with mean, std, to_rgb (and type, which is not read), an `ImageTransform`, or None for CLIP's
+    given=None,      # dict with mean, std, to_rgb, standardize (and type, which is not read), an `ImageTransform`, or None for CLIP's
     size:int=384,    # the vision tower's picture size
-)->dict:             # size, mean, std in 0–1, bgr
+)->dict:             # size, mean, std in 0–1, bgr, standardize
     "What `data_preprocessor` means, in 0–1."
-    if isinstance(given, ImageTransform): return dict(size=given.size, mean=given.mean, std=given.std, bgr=False)
+    if isinstance(given, ImageTransform): return dict(size=given.size, mean=given.mean, std=given.std, bgr=False, standardize=given.standardize)
     given = dict(given or {})
-    unknown = given.keys() - {'type', 'mean', 'std', 'to_rgb', 'size', 'pad_size_divisor', 'pad_value', 'batch_augments'}
-    if unknown: raise InputError(f"data_preprocessor takes no {', '.join(sorted(unknown))}; known are mean, std, to_rgb, size.")
+    unknown = given.keys() - {'type', 'mean', 'std', 'to_rgb', 'size', 'pad_size_divisor', 'pad_value', 'batch_augments', 'standardize'}
+    if unknown: raise InputError(f"data_preprocessor takes no {', '.join(sorted(unknown))}; known are mean, std, to_rgb, size, standardize.")
     mean, std = given.get('mean', CLIP_MEAN), given.get('std', CLIP_STD)
     scale = 255 if max(*mean, *std) > 1 else 1
-    return dict(size=given.get('size', size), mean=tuple(m/scale for m in mean), std=tuple(s/scale for s in std), bgr=bool(given.get('to_rgb')))
+    return dict(size=given.get('size', size), mean=tuple(m/scale for m in mean), std=tuple(s/scale for s in std), bgr=bool(given.get('to_rgb')), standardize=bool(given.get('standardize')))
 
-# %% ../../nbs/tasks/29_task.ipynb #4dce4d5f
+# %% ../../nbs/tasks/29_task.ipynb #208653eb
 class PictureReader(nn.Module):
     "Pictures of any kind to pixels, as `pixels_cfg` says."
     pixels_cfg: dict
@@ -104,7 +104,7 @@ class PictureReader(nn.Module):
     def transform(self, train=False, augment=None)->ImageTransform:
         "Picture → (3, H, W), with the task's own augmentation for training."
         c = self.pixels_cfg
-        return ImageTransform(c['size'], c['mean'], c['std'], augment=augment if augment is not None else 'train' if train else None)
+        return ImageTransform(c['size'], c['mean'], c['std'], augment=augment if augment is not None else 'train' if train else None, standardize=c['standardize'])
 
     def to_rgb(self, image):
         "Turn a BGR array or tensor round, where `data_preprocessor` says that arrays are BGR; other pictures are RGB."
