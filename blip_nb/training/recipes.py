@@ -129,7 +129,7 @@ def lr_at(
     epoch = step // per_epoch
     return cosine_epoch(epoch, r.epochs, r.lr, r.min_lr) if r.schedule == 'cosine_epoch' else step_decay(epoch, r.lr, r.min_lr, r.decay)
 
-# %% ../../nbs/training/40_recipes.ipynb #6b0f9642
+# %% ../../nbs/training/40_recipes.ipynb #230b46e4
 _coco = Recipe(epochs=5, batch_size=256, schedule='cosine_epoch', decay_all=True, grad_clip=None, select_on='CIDEr+BLEU-4',
                generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
 
@@ -137,7 +137,7 @@ RECIPES = dict(
     coco_caption_base=_coco.but(lr=1e-5), coco_caption_large=_coco.but(lr=2e-6),
     shapes=Recipe(epochs=20, batch_size=32, captions_per_image=3, lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16', augment=None, eval_every=4,
                   select_on='CIDEr', generate=dict(num_beams=1), source='drawn world, from scratch on two cores'),
-    photos=Recipe(epochs=60, batch_size=16, captions_per_image=2, lr=1e-3, warmup=300, weight_decay=.1, betas=(.9, .98), ema=.998, amp='bf16', cache_images=True, eval_every=15,
+    photos=Recipe(epochs=40, batch_size=16, captions_per_image=2, lr=1e-3, warmup=300, weight_decay=.1, betas=(.9, .98), ema=.998, amp='bf16', cache_images=True, eval_every=10,
                   augment=dict(scale=(.5, 1.), flip=.5, rot90=.75, randaugment=False), select_on='CIDEr', generate=dict(num_beams=3),
                   source='two thousand aerial photos, from scratch on two cores'))
 
