@@ -7,7 +7,7 @@ __all__ = ['caption_batch', 'prompt_length', 'caption_net', 'config_for', 'BlipC
            'token_logprobs', 'generation_options', 'predict_captions', 'write_captions', 'read_caption', 'caption_rows',
            'validate_captions']
 
-# %% ../../nbs/tasks/33_caption.ipynb #4e9bc064
+# %% ../../nbs/tasks/33_caption.ipynb #9ed654b8
 import copy
 import torch
 from transformers import BlipConfig
@@ -15,7 +15,7 @@ from ..core import InputError
 from ..data.samples import as_samples
 from ..nets.blip import BlipForConditionalGeneration
 from ..nets.text import lm_loss
-from .task import BlipTask, decoder_part, evaluating, load_task, push_task, tokenizer_part, translate, vision_part
+from .task import BlipTask, decoder_part, evaluating, tokenizer_part, translate, vision_part
 
 # %% ../../nbs/tasks/33_caption.ipynb #8cb4010f
 def caption_batch(
@@ -38,17 +38,10 @@ def prompt_length(tokenizer, prompt:str)->int:
     "Tokens of the prompt, [DEC] included, its closing [SEP] not."
     return len(tokenizer(prompt).input_ids) - 1
 
-# %% ../../nbs/tasks/33_caption.ipynb #0f3d46ab
+# %% ../../nbs/tasks/33_caption.ipynb #810af71e
 class _Captioning(BlipTask):
     "What a captioning task does."
     net_class = BlipForConditionalGeneration
-
-    @classmethod
-    def from_pretrained(cls, name_or_path, device=None, **options):
-        "A captioner from its own folder, or from any transformers BLIP captioner (folder or hub name)."
-        return load_task(cls, name_or_path, device, **options)
-
-    def push_to_hub(self, repo_id, **kwargs): return push_task(self, repo_id, **kwargs)
 
     def extract_feat(self, images)->torch.Tensor:
         "The vision tower's states, (B, L, D)."
@@ -64,12 +57,12 @@ class _Captioning(BlipTask):
         ids, mask, _ = caption_batch(self.tokenizer, [c for s in samples for c in gt_captions(s)], self.options['prompt'], self.options['max_txt_len'])
         return self.net(self.pixels(images), ids.to(self.device), mask.to(self.device), **kwargs)
 
-# %% ../../nbs/tasks/33_caption.ipynb #d5552d96
+# %% ../../nbs/tasks/33_caption.ipynb #75f19d99
 def caption_net(vision, decoder)->BlipForConditionalGeneration:
     "A captioner from a vision tower and a decoder, which stay the modules they are."
     if decoder.bert.encoder.layer[0].crossattention.self.key.in_features != vision.config.hidden_size:
         raise InputError(f"The decoder reads pictures {decoder.config.encoder_hidden_size} wide, the vision tower gives {vision.config.hidden_size}: set the decoder's encoder_width.")
-    net = BlipForConditionalGeneration(BlipConfig(vision_config=vision.config.to_dict(), text_config=decoder.config.to_dict()))
+    with torch.device('meta'): net = BlipForConditionalGeneration(BlipConfig(vision_config=vision.config.to_dict(), text_config=decoder.config.to_dict()))  # a frame without weights
     net.vision_model, net.text_decoder = vision, decoder
     net.config.vision_config, net.config.text_config = vision.config, decoder.config
     return net

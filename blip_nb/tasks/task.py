@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['vit_archs', 'vit_arguments', 'vit_ignored', 'med_arguments', 'med_ignored', 'translate', 'of_type', 'vision_part',
-           'text_config', 'tokenizer_part', 'decoder_part', 'preprocessor', 'PictureReader', 'evaluating', 'BlipTask',
-           'read_json', 'load_task', 'push_task']
+           'text_config', 'tokenizer_part', 'decoder_part', 'text_part', 'linear_part', 'preprocessor', 'PictureReader',
+           'evaluating', 'BlipTask', 'read_json', 'load_task', 'push_task']
 
-# %% ../../nbs/tasks/29_task.ipynb #3a3bea68
+# %% ../../nbs/tasks/29_task.ipynb #b6ee76ec
 import json, os
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from ..core import InputError
 from ..data.images import CLIP_MEAN, CLIP_STD, ImageTransform, image_processor
 from ..data.text import load_tokenizer
-from ..nets.text import BlipTextLMHeadModel
+from ..nets.text import BlipTextLMHeadModel, BlipTextModel
 from ..nets.vision import BlipVisionModel
 
 # %% ../../nbs/tasks/29_task.ipynb #b38175c6
@@ -82,6 +82,29 @@ def decoder_part(given, tokenizer):
     translate(given, dict(med_config=''), ('type', 'init_cfg'), 'XBertLMHeadDecoder')
     return BlipTextLMHeadModel(text_config(given['med_config'], tokenizer)), .1
 
+# %% ../../nbs/tasks/29_task.ipynb #35703725
+def text_part(given, tokenizer)->BlipTextModel:
+    "A text network from a module, a config or a dict (`XBertEncoder`)."
+    if isinstance(given, nn.Module): return given
+    if isinstance(given, BlipTextConfig): return BlipTextModel(given, add_pooling_layer=False)
+    of_type(given, ('XBertEncoder',), 'text_backbone')
+    translate(given, dict(med_config=''), ('type', 'init_cfg'), 'XBertEncoder')
+    return BlipTextModel(text_config(given['med_config'], tokenizer), add_pooling_layer=False)
+
+def linear_part(given, width:int, what:str)->nn.Linear:
+    "A linear layer from a module, a number of outputs, or a dict (`Linear`, `LinearClsHead`, `ITMHead`); `width`: of its input."
+    if isinstance(given, nn.Linear): layer = given
+    elif isinstance(given, int): layer = nn.Linear(width, given)
+    elif of_type(given, ('Linear', 'LinearClsHead', 'ITMHead'), what) == 'ITMHead':
+        if given.get('with_pooler'): raise InputError(f"{what} with a pooler is not part of any published BLIP; leave with_pooler out.")
+        translate(given, dict(hidden_size=''), ('type', 'with_pooler', 'loss', 'cal_acc', 'init_cfg'), 'ITMHead')
+        layer = nn.Linear(given.get('hidden_size', width), 2)
+    else:
+        known = translate(given, dict(in_features='in_features', out_features='out_features', in_channels='in_features', num_classes='out_features', bias='bias'), ('type', 'init_cfg', 'loss'), given.get('type', 'Linear'))
+        layer = nn.Linear(known.pop('in_features', width), **known)
+    if layer.in_features != width: raise InputError(f"{what} takes {layer.in_features} numbers, but gets {width}.")
+    return layer
+
 # %% ../../nbs/tasks/29_task.ipynb #fe3c11b0
 def preprocessor(
     given=None,      # dict with mean, std, to_rgb, standardize (and type, which is not read), an `ImageTransform`, or None for CLIP's
@@ -129,7 +152,7 @@ def evaluating(module:nn.Module):
     finally:
         for m, training in modes.items(): m.training = training
 
-# %% ../../nbs/tasks/29_task.ipynb #3b6457c0
+# %% ../../nbs/tasks/29_task.ipynb #b7413384
 class BlipTask(PictureReader):
     "A net with its tokenizer and its way of reading pictures. Subclasses have `loss`, `predict`, `tensor`, `from_net` and `options` (what `save_pretrained` remembers)."
     default_mode, net_class = 'loss', None
@@ -159,6 +182,13 @@ class BlipTask(PictureReader):
         calls, mode = dict(loss=self.loss, predict=self.predict, tensor=self.tensor), mode or self.default_mode
         if mode not in calls: raise InputError(f"mode is {mode!r}; it must be one of {', '.join(calls)}.")
         return calls[mode](images, data_samples, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, device=None, **options):
+        "From the task's own folder, or from any transformers checkpoint of its kind (folder or hub name)."
+        return load_task(cls, name_or_path, device, **options)
+
+    def push_to_hub(self, repo_id, **kwargs): return push_task(self, repo_id, **kwargs)
 
     def save_pretrained(self, path):
         "Net, tokenizer, picture settings and options, in a folder that transformers reads too."

@@ -18,17 +18,17 @@ from ..core import InputError, key_seed, optional_import, pick_device
 from .recipes import EMA, Recipe, changed_fields, find_recipe, lr_at, make_optimizer
 from .survival import EpochBatches, KeyedRows, TrainingLog, cache_rows, collate_rows, read_log, recover, write_folder
 
-# %% ../../nbs/training/41_loop.ipynb #0797b413
+# %% ../../nbs/training/41_loop.ipynb #deb3da79
 class LossModule(torch.nn.Module):
     "A task whose `forward` is its `loss`, with the total under 'loss'."
     def __init__(self, task): super().__init__(); self.task = task
     def forward(self, images, samples):
-        losses = self.task.loss(images, samples)
+        losses = getattr(self.task, 'training_losses', self.task.loss)(images, samples)  # some tasks add numbers worth logging
         parts = [v for k, v in losses.items() if 'loss' in k]
         if not parts: raise InputError(f"{type(self.task).__name__}.loss gave {list(losses)}; at least one name must contain 'loss'.")
         return {**losses, 'loss': sum(parts)}
 
-# %% ../../nbs/training/41_loop.ipynb #27263312
+# %% ../../nbs/training/41_loop.ipynb #7bf6752c
 def make_accelerator(recipe:Recipe, device=None, find_unused:bool=False):
     "(Accelerator, device) for a recipe; under torchrun each process has its own device."
     device = pick_device(device)
@@ -36,7 +36,7 @@ def make_accelerator(recipe:Recipe, device=None, find_unused:bool=False):
     accelerate = optional_import('accelerate', why='Training')
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=not several)  # else a second run keeps the first one's precision and device
-    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused, broadcast_buffers=False)
     a = accelerate.Accelerator(mixed_precision=recipe.amp, cpu=device.type == 'cpu', device_placement=False, kwargs_handlers=[ddp])
     if several: atexit.register(leave)
     return a, a.device if several else device
@@ -74,7 +74,7 @@ def _transform(task, augment):
     try: return make(train=True, augment=Augment(**augment))
     except TypeError as e: raise InputError(f"The recipe's augment {augment} does not fit: {e}") from e
 
-# %% ../../nbs/training/41_loop.ipynb #dc62bf0b
+# %% ../../nbs/training/41_loop.ipynb #48d926aa
 class Run:
     "A training run in progress: task, recipe, optimizer, position (`epoch`, `step`), `log`."
     def __init__(self, task, train, val, recipe, out, metrics=None, callbacks=(), device=None, progress=True):
@@ -87,6 +87,7 @@ class Run:
         self.loader = DataLoader(self.rows, batch_sampler=self.batches, collate_fn=collate_rows, num_workers=r.num_workers,
                                  persistent_workers=r.num_workers > 0, pin_memory=self.device.type == 'cuda')
         self.per_epoch = -(-len(self.batches) // r.accumulate)
+        if hasattr(task, 'prepare_training'): task.prepare_training(len(self.batches))
         self.params = [p for p in task.to(self.device).parameters() if p.requires_grad]
         self.model, self.optimizer = self.accelerator.prepare(LossModule(task), make_optimizer(task, r))
         if self.accelerator.scaler is None: self.optimizer = self.optimizer.optimizer  # the wrapper serves the scaler, and searches the disk at each step
@@ -141,14 +142,16 @@ def write(run:Run, kind:str, epoch:int, **record):
     except OSError as e: raise InputError(f"The log in {run.out} could not be written ({e}). {run.last_words()}") from e
     for call in run.callbacks: run.stop |= call(record, run) is True
 
-# %% ../../nbs/training/41_loop.ipynb #7dd32ac9
+# %% ../../nbs/training/41_loop.ipynb #6e7ab4ea
 def flush(run:Run, sums:dict):
     "Fetch and check the losses since the last line, write their averages, add them to the epoch's `sums`."
     steps, ids, losses = zip(*run.pending); run.pending = []
     table = {k: torch.stack([l[k].float() for l in losses]) for k in losses[0]}
     table = {k: run.accelerator.reduce(v, 'mean').tolist() for k, v in table.items()}
     for step, names, loss in zip(steps, ids, table['loss']):
-        if not math.isfinite(loss): raise InputError(
+        if math.isfinite(loss): continue
+        if run.main: (run.out/'bad_batch.json').write_text(json.dumps(dict(epoch=run.epoch + 1, step=step, loss=str(loss), image_id=list(map(str, names)))))
+        raise InputError(
             f"The loss is {loss} at step {step} (epoch {run.epoch + 1}), in the batch with image_id {', '.join(map(str, names))}. "
             f"{run.last_words()} Look at these rows; where they are fine, a lower lr or grad_clip helps, and bf16 in place of fp16.")
     for k, v in table.items(): sums[k] = sums.get(k, 0) + sum(v)

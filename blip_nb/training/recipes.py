@@ -173,11 +173,11 @@ def make_optimizer(module:torch.nn.Module, recipe:Recipe)->torch.optim.AdamW:
     fused = groups[0]['params'][0].device.type in ('cpu', 'cuda')
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
 
-# %% ../../nbs/training/40_recipes.ipynb #741cdebd
+# %% ../../nbs/training/40_recipes.ipynb #5ebc7870
 class EMA:
     "A running average of `module`'s parameters; `applied` swaps it in for validation or saving."
     def __init__(self, module:torch.nn.Module, decay:float=.999):
-        self.params, self.decay, self.n = list(module.parameters()), decay, 0
+        self.params, self.decay, self.n = [p for p in module.parameters() if p.requires_grad], decay, 0
         self.average = [p.detach().clone() for p in self.params]
 
     @torch.no_grad()
