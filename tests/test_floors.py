@@ -10,13 +10,14 @@ FLOOR = {
     "data.samples": 1, "data.text": 1, "data.images": 1, "data.shapes": 1, "data.datasets": 2,
     "nets.attention": 1, "nets.prompts": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
-    "nets.blip": 4, "nets.checkpoints": 5,
+    "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5,
+    "nets.checkpoints": 6,  # it builds all of the nets
     "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
     "visual.report": 2, "visual.attention": 3,  # attention writes its pages with report
-    "tasks.task": 6, "tasks.caption": 7,
+    "tasks.task": 7, "tasks.caption": 8,
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
-    "demo": 8, "cli": 9,
+    "demo": 9, "cli": 10,
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",
