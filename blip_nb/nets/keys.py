@@ -36,7 +36,7 @@ mmpretrain_vit = {
 }
 inside = {'salesforce': timm_vit, 'lavis': timm_vit, 'mmpretrain': mmpretrain_vit, 'hf': {'': ''}}
 
-# %% ../../nbs/nets/28a_keys.ipynb #51c56bc5
+# %% ../../nbs/nets/28a_keys.ipynb #83aac69b
 def _same(names:str)->dict: return {f'{n}.': f'{n}.' for n in names.split()}
 
 _vit = {'visual_encoder.': 'vision_model.'}
@@ -57,8 +57,9 @@ _mmpretrain = {
     'vqa': {'vision_backbone.': 'vision_model.', 'multimodal_backbone.': 'text_encoder.', 'vqa_head.decoder.': 'text_decoder.'},
     'nlvr': {'vision_backbone.': 'vision_model.', 'multimodal_backbone.': 'text_encoder.', 'head.': 'cls_head.'},
 }
-_hf = {kind: {our: our for our in parts.values()} for kind, parts in _salesforce.items()} | {'model': _same('vision_model text_model visual_projection text_projection') | {'logit_scale': 'logit_scale'}}
-parts = {'salesforce': _salesforce, 'lavis': _salesforce | {'features': _vit | _same('text_encoder vision_proj text_proj')}, 'mmpretrain': _mmpretrain, 'hf': _hf}
+_lavis = _salesforce | {'features': _vit | _same('text_encoder vision_proj text_proj')}
+_hf = {kind: {our: our for our in rows.values()} for kind, rows in _lavis.items()} | {'model': _same('vision_model text_model visual_projection text_projection') | {'logit_scale': 'logit_scale'}}
+parts = {'salesforce': _salesforce, 'lavis': _lavis, 'mmpretrain': _mmpretrain, 'hf': _hf}
 
 # %% ../../nbs/nets/28a_keys.ipynb #fe70750e
 _copies = {f'{n}_m.': f'{our}.' for n, our in (('visual_encoder', 'vision_model'), ('vision_proj', 'vision_proj'), ('text_encoder', 'text_encoder'), ('text_proj', 'text_proj'))}
