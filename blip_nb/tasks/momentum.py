@@ -10,7 +10,7 @@ import copy
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from ..core import InputError
 
-# %% ../../nbs/tasks/31_momentum.ipynb #8d7f4fe1
+# %% ../../nbs/tasks/31_momentum.ipynb #fce26297
 class Momentum(nn.Module):
     "Slow copies of some modules of a net, and queues of the keys they made. Source: arXiv 2201.12086, 1911.05722."
     def __init__(self,
@@ -22,7 +22,7 @@ class Momentum(nn.Module):
         ids:bool=False,          # keep the picture ids of the keys too
     ):
         super().__init__()
-        self.names, self.momentum, self.steps = names, momentum, 0
+        self.names, self.momentum, self.steps, self.not_slow = names, momentum, 0, None  # not_slow(name): copied at once, as mmpretrain does with some
         for name in names: self.add_module(name, copy.deepcopy(net.get_submodule(name)).requires_grad_(False))
         for queue in ('image_queue', 'text_queue'): self.register_buffer(queue, F.normalize(torch.randn(width, queue_size), dim=0))
         if ids: self.register_buffer('id_queue', torch.full((1, queue_size), -100))
@@ -33,6 +33,8 @@ class Momentum(nn.Module):
         "Move the copies towards `net`: one fused operation over all weights."
         pairs = [(slow, new) for name in self.names for slow, new in zip(self.get_submodule(name).parameters(), net.get_submodule(name).parameters(), strict=True)]
         torch._foreach_lerp_([s for s, _ in pairs], [n.to(s.dtype) for s, n in pairs], 1 - self.momentum)
+        for name in self.names if self.not_slow else ():
+            for k, slow in self.get_submodule(name).named_parameters(): self.not_slow(f'{name}.{k}') and slow.copy_(net.get_submodule(name).get_parameter(k))
 
     @torch.no_grad()
     def enqueue(self, image_keys, text_keys, ids=None):
