@@ -12,6 +12,7 @@ FLOOR = {
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5,
     "nets.checkpoints": 6,  # it builds all of the nets
+    "nets.zoo": 7,
     "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
     "visual.report": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.task": 7, "tasks.caption": 8,

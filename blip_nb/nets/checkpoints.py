@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['classes', 'heads', 'explained', 'wrapped', 'read_state', 'config_overrides', 'config_from_shapes', 'shared_names',
-           'fill', 'from_checkpoint', 'training_state', 'to_checkpoint', 'convert']
+           'fill', 'from_checkpoint', 'training_state', 'to_checkpoint', 'write_state', 'convert']
 
 # %% ../../nbs/nets/28_checkpoints.ipynb #c9247b91
 import contextlib, json, os, pickle, re, warnings
@@ -20,12 +20,17 @@ from .nlvr import BlipForNLVR
 from .pretraining import BlipForPreTraining
 from .vision import checkpoint_files
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #6253b17b
+# %% ../../nbs/nets/28_checkpoints.ipynb #bf71567e
 def _tensors(path)->dict:
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
         return load_file(path)
     return torch.load(path, map_location='cpu', weights_only=True)
+
+def _culprit(e)->str:
+    "What stood in a pickle that is no tensor, as far as the error tells."
+    found = re.search(r'Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)', str(e))
+    return f' ({found.group(1)})' if found else ''
 
 def read_state(
     path,   # file, or a folder as transformers saves it, in one piece or several
@@ -38,8 +43,8 @@ def read_state(
     for f in files:
         if not f.exists(): raise InputError(f"There is no checkpoint at {f}.")
         try: state |= _tensors(f)
-        except pickle.UnpicklingError as e: raise InputError(f"{f} holds more than tensors and was not loaded: a pickle can run code. Ask its author for a .safetensors file. ({str(e).splitlines()[0]})") from e
-        except Exception as e: raise InputError(f"{f} cannot be read as a checkpoint ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Is the download complete?") from e
+        except pickle.UnpicklingError as e: raise InputError(f"{f} holds more than tensors{_culprit(e)} and was not loaded: a pickle can run code. Ask its author for a .safetensors file.") from e
+        except Exception as e: raise InputError(f"{f} cannot be read as a checkpoint ({type(e).__name__}: {str(e).split('. ')[0].splitlines()[0] if str(e) else ''}). Is the download complete?") from e
     for k in ('model', 'state_dict'): state = state.get(k, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()): raise InputError(f"{path} holds no table of tensors.")
     return {k.removeprefix('module.'): v for k, v in state.items()}
@@ -197,10 +202,14 @@ def to_checkpoint(
     if layout != 'hf': state |= {k.replace('position_embeddings.weight', 'position_ids'): torch.arange(len(v))[None] for k, v in state.items() if k.endswith('.position_embeddings.weight')}
     return state
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #58b70e3b
+# %% ../../nbs/nets/28_checkpoints.ipynb #c8fa6767
 wrapped = {'salesforce': 'model', 'lavis': 'model', 'mmpretrain': 'state_dict'}  # where a program keeps the tensors in its files
 
-def _write(state:dict, path, under=None):
+def write_state(
+    state:dict,   # name → tensor
+    path,         # .safetensors, or a pickle of tensors
+    under=None,   # the key of a pickle under which the tensors stand
+):
     "A file, written beside its place first, so that a stopped run leaves no half file."
     part = Path(f'{path}.part')
     if Path(path).suffix == '.safetensors':
@@ -229,6 +238,6 @@ def convert(
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == 'hf':
         net.save_pretrained(out, state_dict=new)
-        if training: _write(training, out/'momentum.safetensors')
-    else: _write(new, out, wrapped[to])
+        if training: write_state(training, out/'momentum.safetensors')
+    else: write_state(new, out, wrapped[to])
     return dict(kind=kind, layout=layout, to=to, tensors=len(state), parameters=sum(p.numel() for p in net.parameters()), training=len(training))
