@@ -111,7 +111,7 @@ def run_models(args):
     rows = list_models(args.task)
     print('\n'.join(json.dumps(dict(zip(rows.head, c))) for c in rows.cells()) if args.json else rows)
 
-# %% ../nbs/70_cli.ipynb #a4761520
+# %% ../nbs/70_cli.ipynb #0bc1a849
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -123,8 +123,7 @@ def make_parser()->argparse.ArgumentParser:
     device = '--device', dict(help='cuda, mps or cpu; by itself: the best there is')
     on_error = '--on-error', dict(choices=('raise', 'skip'), default='raise', help='what to do with pictures or rows that cannot be read')
     data, beams = ('data', dict(help='Karpathy or COCO JSON, CSV, JSONL, folder, tars, or a hub name')), ('--beams', dict(type=int, default=3, help='beams of the search'))
-    changes = '--set', dict(action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe; may be given several times')
-    overwrite = '--overwrite', dict(action='store_true', help='start anew where a run already is')
+    changes, overwrite = ('--set', dict(action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe; may be given several times')), ('--overwrite', dict(action='store_true', help='start anew where a run already is'))
     command('caption', run_caption, 'Write captions for pictures.', 'blip_nb caption --model Salesforce/blip-image-captioning-base holiday/ --num-captions 3 --sample',
         ('images', dict(nargs='+', help='files or folders')), ('--model', dict(required=True, help='folder or hub name of a captioner')), ('--num-captions', dict(type=int, default=1)),
         ('--prompt', dict(help='words to begin with')), beams, ('--sample', dict(action='store_true', help='nucleus sampling in place of beams')), ('--top-p', dict(type=float, default=.9)),

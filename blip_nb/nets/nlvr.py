@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['twins', 'BlipTwinOutput', 'BlipTwinAttention', 'BlipTwinTextModel', 'twin', 'BlipForNLVROutput', 'BlipForNLVR']
 
-# %% ../../nbs/nets/23c_nlvr.ipynb #8c4e4d1f
-import warnings
+# %% ../../nbs/nets/23c_nlvr.ipynb #5164c849
+import copy, warnings
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers.utils import ModelOutput, can_return_tuple
@@ -74,17 +74,10 @@ class BlipForNLVROutput(ModelOutput):
     attentions: tuple = None             # of the image tower, (2b, heads, s, s)
     cross_attentions: tuple = None       # (n, 2, heads, t, s) per layer: where each word looks, in either picture
 
-# %% ../../nbs/nets/23c_nlvr.ipynb #14820f40
-class BlipForNLVR(_Blip):
-    "Is a sentence true of two pictures? Source: arXiv 2201.12086, section 5.4; transformers has no such class."
+# %% ../../nbs/nets/23c_nlvr.ipynb #a39d2b50
+class _Pairs(_Blip):
+    "What reads pairs of pictures, and begins with weights that read one."
     _text_towers = ('text_encoder.',)
-
-    def __init__(self, config):
-        super().__init__(config)
-        d = config.text_config.hidden_size
-        self.vision_model, self.text_encoder = BlipVisionModel(config.vision_config), BlipTwinTextModel(config.text_config)
-        self.cls_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.num_labels))
-        self.post_init()
 
     @property
     def adopts(self):
@@ -100,6 +93,31 @@ class BlipForNLVR(_Blip):
         if given.dim() != dims or given.shape[1] != 2: raise InputError(f"BlipForNLVR reads pairs of pictures: {'pixel_values (b, 2, channels, height, width)' if dims == 5 else 'image_embeds (b, 2, s, width)'}, got {tuple(given.shape)}.")
         out = self.images(given.flatten(0, 1), None, *args) if image_embeds is None else ModelOutput(last_hidden_state=given.flatten(0, 1))
         return out, out.last_hidden_state.unflatten(0, (-1, 2))
+
+    @classmethod
+    def from_single(cls, net, image_size:int=None):
+        "A new one from a loaded net with one cross-attention (matching, pre-training), with positions resampled for pictures of another size; a warning lists what stays random."
+        config, given = copy.deepcopy(net.config), twin(net.state_dict())
+        if image_size:
+            config.vision_config.image_size, side = image_size, image_size // config.vision_config.patch_size
+            given['vision_model.embeddings.position_embedding'] = net.vision_model.embeddings.interpolate_pos_encoding(side, side)
+        new = cls(config)
+        own = new.state_dict()
+        found = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+        if not any('.crossattention.' in k for k in found): raise InputError(f"A {type(net).__name__} has no text_encoder that looks at pictures: start from a net for matching or pre-training.")
+        new.load_state_dict(own | found)
+        warnings.warn(f"BlipForNLVR from a {type(net).__name__}: these stay random: {', '.join(k for k in own if k not in found)}.")
+        return new
+
+# %% ../../nbs/nets/23c_nlvr.ipynb #d291da24
+class BlipForNLVR(_Pairs):
+    "Is a sentence true of two pictures? Source: arXiv 2201.12086, section 5.4; transformers has no such class."
+    def __init__(self, config):
+        super().__init__(config)
+        d = config.text_config.hidden_size
+        self.vision_model, self.text_encoder = BlipVisionModel(config.vision_config), BlipTwinTextModel(config.text_config)
+        self.cls_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.num_labels))
+        self.post_init()
 
     @can_return_tuple
     def forward(self,
@@ -118,14 +136,3 @@ class BlipForNLVR(_Blip):
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.to(logits.device))
         return BlipForNLVROutput(loss=loss, logits=logits, image_embeds=image, text_embeds=text.last_hidden_state,
             hidden_states=vision.get('hidden_states'), attentions=vision.get('attentions'), cross_attentions=text.cross_attentions)
-
-    @classmethod
-    def from_single(cls, net):
-        "A new one from a loaded net with one cross-attention (matching, pre-training); a warning lists what stays random."
-        new, given = cls(net.config), twin(net.state_dict())
-        own = new.state_dict()
-        found = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-        if not any('.crossattention.' in k for k in found): raise InputError(f"A {type(net).__name__} has no text_encoder that looks at pictures: start from a net for matching or pre-training.")
-        new.load_state_dict(own | found)
-        warnings.warn(f"BlipForNLVR from a {type(net).__name__}: these stay random: {', '.join(k for k in own if k not in found)}.")
-        return new
