@@ -13,12 +13,13 @@ FLOOR = {
     "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5,
     "nets.checkpoints": 6,  # it builds all of the nets
     "nets.zoo": 7,
-    "evaluation.ptb": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
+    "evaluation.ptb": 1, "evaluation.recall": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
     "visual.report": 2, "visual.attention": 3,  # attention writes its pages with report
-    "tasks.task": 7, "tasks.caption": 8,
+    "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
+    "tasks.pretrain": 9, "tasks.retrieval": 10, "tasks.features": 10,  # retrieval uses the parts of pretrain's step
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
-    "demo": 9, "cli": 10,
+    "demo": 11, "cli": 12,
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",

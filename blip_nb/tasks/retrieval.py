@@ -181,13 +181,13 @@ class _Searching(MomentumTask):
 
     def save_pretrained(self, path): super().save_pretrained(path) if self.options['head'] else super(MomentumTask, self).save_pretrained(path)
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #48defa6f
+# %% ../../nbs/tasks/35_retrieval.ipynb #ab24a12b
 class _Scoring(_Searching):
     "The matrices of scores."
     @torch.no_grad()
     def scores(self, image_feat, image_embeds, text_feat, text_ids, text_mask, ways=('i2t', 't2i'))->dict:
         "way → matrix, (M, N) or (N, M)."
-        cosines = image_feat.float() @ text_feat.float().T
+        with torch.autocast(image_feat.device.type, enabled=False): cosines = image_feat.float() @ text_feat.float().T  # rounded to bf16 many would be equal
         if self.options['fast_match']: return {w: cosines if w == 'i2t' else cosines.T for w in ways}
         top = {w: best(cosines, self.options['topk']) if w == 'i2t' else best(cosines.T, self.options['topk']).T for w in ways}
         ids = torch.cat([torch.full_like(text_ids[:, :1], self.tokenizer.enc_token_id), text_ids[:, 1:]], 1)
