@@ -129,17 +129,26 @@ def lr_at(
     epoch = step // per_epoch
     return cosine_epoch(epoch, r.epochs, r.lr, r.min_lr) if r.schedule == 'cosine_epoch' else step_decay(epoch, r.lr, r.min_lr, r.decay)
 
-# %% ../../nbs/training/40_recipes.ipynb #230b46e4
-_coco = Recipe(epochs=5, batch_size=256, schedule='cosine_epoch', decay_all=True, grad_clip=None, select_on='CIDEr+BLEU-4',
-               generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
+# %% ../../nbs/training/40_recipes.ipynb #9c148474
+_paper = Recipe(decay_all=True, grad_clip=None)
+_tuned = _paper.but(batch_size=256, schedule='cosine_epoch')
+_coco = _tuned.but(epochs=5, select_on='CIDEr+BLEU-4', generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
+_search = _tuned.but(epochs=6, select_on='mean_recall', source='BLIP, retrieval on COCO and Flickr30k at 384 px (arXiv 2201.12086)')
+_first = _paper.but(epochs=20, schedule='step_decay', warmup=3000, min_lr=1e-6, augment=dict(scale=(.2, 1.)), eval_every=0, source='BLIP, pre-training at 224 px (arXiv 2201.12086)')
+
+_small = Recipe(lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16')
+_drawn = _small.but(epochs=20, augment=None, eval_every=4, source='drawn world, from scratch on two cores')
+_aerial = _small.but(epochs=40, batch_size=16, warmup=300, weight_decay=.1, ema=.998, cache_images=True, eval_every=10,
+                     augment=dict(scale=(.5, 1.), flip=.5, rot90=.75, randaugment=False), source='two thousand aerial photos, from scratch on two cores')
 
 RECIPES = dict(
+    pretrain_base=_first.but(batch_size=2880, lr=3e-4, decay=.9), pretrain_large=_first.but(batch_size=2400, lr=2e-4, decay=.85),
     coco_caption_base=_coco.but(lr=1e-5), coco_caption_large=_coco.but(lr=2e-6),
-    shapes=Recipe(epochs=20, batch_size=32, captions_per_image=3, lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16', augment=None, eval_every=4,
-                  select_on='CIDEr', generate=dict(num_beams=1), source='drawn world, from scratch on two cores'),
-    photos=Recipe(epochs=40, batch_size=16, captions_per_image=2, lr=1e-3, warmup=300, weight_decay=.1, betas=(.9, .98), ema=.998, amp='bf16', cache_images=True, eval_every=10,
-                  augment=dict(scale=(.5, 1.), flip=.5, rot90=.75, randaugment=False), select_on='CIDEr', generate=dict(num_beams=3),
-                  source='two thousand aerial photos, from scratch on two cores'))
+    retrieval_base=_search.but(lr=1e-5), retrieval_large=_search.but(lr=5e-6),
+    shapes=_drawn.but(captions_per_image=3, select_on='CIDEr', generate=dict(num_beams=1)),
+    photos=_aerial.but(captions_per_image=2, select_on='CIDEr', generate=dict(num_beams=3)),
+    retrieval_shapes=_drawn.but(select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
+    pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)))
 
 # %% ../../nbs/training/40_recipes.ipynb #bd838fa0
 def find_recipe(
