@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'Size', 'wave_positions', 'small_net', 'small_captioner', 'small_retriever', 'small_pretrainer', 'demo_data',
-           'all_captions', 'content', 'distinct_pairs', 'blind_captions', 'demo_scores', 'attention_figures',
-           'demo_report', 'demo']
+           'all_captions', 'content', 'distinct_pairs', 'ByContent', 'drawn_data', 'blind_captions', 'demo_scores',
+           'attention_figures', 'demo_report', 'demo']
 
 # %% ../nbs/69_demo.ipynb #734f87c2
 import json, platform, time
@@ -126,6 +126,21 @@ def distinct_pairs(n:int=200, seed:int=0, level:str='default', split:str='val', 
         seen.add(c); found.append(rows[i] | dict(gt_caption=rows[i]['gt_caption'][:1]))
         if len(found) == n: return found
     raise InputError(f"The drawn world of level {level!r} has no {n} pictures of different content; ask for fewer, or for a harder level.")
+
+# %% ../nbs/69_demo.ipynb #a3a18f3d
+class ByContent:
+    "Drawn rows whose `image_id` says what is to be seen."
+    def __init__(self, rows): self.rows = rows
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i):
+        row = self.rows[i]
+        return row | dict(image_id=content(row['scene']))
+
+def drawn_data(task:str='caption', n:int=None, seed:int=0, level:str='default')->tuple:
+    "(rows to learn from, rows to be judged by) of the drawn world, for 'caption', 'pretrain' or 'retrieval'."
+    data = demo_data(None, n, level, seed)
+    if task != 'retrieval': return data['train'], data['val']
+    return ByContent(data['train']), distinct_pairs(min(200, n or 200), seed, level)
 
 # %% ../nbs/69_demo.ipynb #596a54cd
 def blind_captions(train, n:int)->list:

@@ -35,7 +35,7 @@ def image_ids(
         return int(hashlib.blake2b(v.encode(), digest_size=7).hexdigest(), 16) if isinstance(v, str) else int(v)
     return torch.tensor([number(s, i) for i, s in enumerate(samples)])
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #91aae940
+# %% ../../nbs/tasks/35_retrieval.ipynb #57759c95
 def retrieval_step(
     task, images, data_samples,
     negatives:tuple=None,  # (picture per text, text per picture): in place of drawing
@@ -49,7 +49,7 @@ def retrieval_step(
     own = image_ids(samples, (step * world + rank) * len(samples)).to(task.device)
     if learn and not o['reference_quirks']: clamp_temperature(task.temperature)
     image, image_feat = see(task.net, pixels)
-    text_feat = read(task.net, ids, mask)[1]
+    text_feat = read(task.net, ids, mask, first_only=True)[1]
     if learn: memory.follow(task.net)
     slow = slow_keys(task, pixels, ids, mask)
     everyone, all_ids = tuple(gather(k) for k in slow), gather(own)
@@ -65,7 +65,7 @@ def retrieval_step(
     losses['itm_loss'] = itm_loss(logits, labels, total(counted) / world if o['all_ranks'] and world > 1 else None)
     return losses, signs(task, logits, labels, alpha, len(all_ids))
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #8e1347f2
+# %% ../../nbs/tasks/35_retrieval.ipynb #5a6889dd
 def match_matrix(
     net,
     image_embeds:torch.Tensor,   # (M, L, D) states of the pictures
@@ -82,7 +82,7 @@ def match_matrix(
         for part in texts.split(batch_size):
             ids, mask = text_ids[part], text_mask[part]
             t = int(mask.any(0).nonzero().max()) + 1                                     # padding of other batches is not computed
-            seen = net.text_encoder(ids[:, :t], mask[:, :t], image_cache=keys, return_dict=True).last_hidden_state
+            seen = net.text_encoder(ids[:, :t], mask[:, :t], image_cache=keys, first_only=True, return_dict=True).last_hidden_state
             out[i, part] = net.itm_head(seen[:, 0]).float()[:, 1].to(out.device)
     return out
 
@@ -112,7 +112,7 @@ def all_texts(samples:list)->tuple:
         texts += own; rows += [i]*len(own)
     return texts, rows
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #62356b12
+# %% ../../nbs/tasks/35_retrieval.ipynb #fabd515d
 @torch.no_grad()
 def dataset_features(
     task,
@@ -129,7 +129,7 @@ def dataset_features(
             feats.append(feat); embeds_ += [image] if embeds else []
             t, i = all_texts(part); texts += t; of += [k + j for j in i]
         enc = task.tokenizer(texts, padding='longest', truncation=True, max_length=task.options['max_txt_len'], return_tensors='pt').to(task.device)
-        parts = [read(task.net, a, b)[1] for a, b in zip(enc.input_ids.split(batch_size), enc.attention_mask.split(batch_size))]
+        parts = [read(task.net, a, b, first_only=True)[1] for a, b in zip(enc.input_ids.split(batch_size), enc.attention_mask.split(batch_size))]
     return RetrievalFeatures(image_feat=torch.cat(feats), image_embeds=torch.cat(embeds_) if embeds else None, text_feat=torch.cat(parts), text_ids=enc.input_ids, text_attn_mask=enc.attention_mask), of
 
 # %% ../../nbs/tasks/35_retrieval.ipynb #90116aea
@@ -237,7 +237,7 @@ def with_scores(samples:list, scores:torch.Tensor, most:int=10)->list:
         s.update(pred_score=row, pred_label=row.argmax(keepdim=True), ranking=list(zip(i.tolist(), v.tolist())))
     return samples
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #ac9a7b65
+# %% ../../nbs/tasks/35_retrieval.ipynb #26d21711
 class BlipRetrieval(_Scoring):
     "Search in both directions, with the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
     def __init__(self,
@@ -285,6 +285,13 @@ class BlipRetrieval(_Scoring):
         "A new, random task; vocabulary and special ids are set from the tokenizer."
         tokenizer = tokenizer_part(tokenizer)
         return cls.from_net(BlipForImageTextRetrieval(config_for(config, tokenizer)), tokenizer, **options)
+
+    @classmethod
+    def from_pretraining(cls, task, **options):
+        "A task around the parts of a `BlipPretrain`, which stay its modules; what is not said here is as it was there."
+        net, kept = task.net, {k: task.options[k] for k in ('momentum', 'queue_size', 'alpha', 'max_txt_len', 'all_ranks', 'seed')}
+        options = dict(head=dict(type='ITCHead'), temperature=task.temperature.item(), data_preprocessor=task.transform(), **kept) | options
+        return cls(net.vision_model, net.text_encoder, None, net.vision_proj, net.text_proj, multimodal_head=net.itm_head, tokenizer=task.tokenizer, **options)
 
     def validate(self, rows, **options)->dict: return validate_retrieval(self, rows, **options)
 
