@@ -36,7 +36,7 @@ class BlipTextEmbeddings(nn.Module):
         if position_ids is None: position_ids = (torch.arange(t, device=x.device) + past)[None]
         return self.dropout(self.LayerNorm(x + self.position_embeddings(position_ids)))
 
-# %% ../../nbs/nets/22_text.ipynb #2547fe3f
+# %% ../../nbs/nets/22_text.ipynb #d77d270f
 class BlipTextSelfAttention(nn.Module):
     "Attention of words (n, t, width) to themselves, or to `states` (b, s, encoder width) with b dividing n."
     def __init__(self, config, is_cross_attention=False, layer_idx=None):
@@ -57,7 +57,7 @@ class BlipTextSelfAttention(nn.Module):
         return (k, v) if cache is None else cache.update(k, v, self.layer_idx)
 
     def forward(self, x, keep=None, states=None, cache=None, maps=False, causal=False):
-        k, v = self.keys_values(states if self.is_cross else x, cache)
+        k, v = self.keys_values(x if states is None and not self.is_cross else states, cache)
         return attend(self, self.heads(self.query(x)), k, v, keep, self.config.attention_probs_dropout_prob, maps, causal)
 
 # %% ../../nbs/nets/22_text.ipynb #73fbd65c
@@ -88,7 +88,7 @@ class BlipTextIntermediate(nn.Module):
         self.intermediate_act_fn = ACT2FN[config.hidden_act]
     def forward(self, x): return self.intermediate_act_fn(self.dense(x))
 
-# %% ../../nbs/nets/22_text.ipynb #4843bb36
+# %% ../../nbs/nets/22_text.ipynb #d0f9fd7a
 class BlipTextLayer(GradientCheckpointingLayer):
     "Words look at words, then at the picture if there is one, then a feed-forward layer."
     def __init__(self, config, layer_idx):
@@ -97,8 +97,8 @@ class BlipTextLayer(GradientCheckpointingLayer):
         if config.is_decoder: self.crossattention = BlipTextAttention(config, True, layer_idx)
         self.intermediate, self.output = BlipTextIntermediate(config), BlipTextSelfOutput(config, config.intermediate_size)
 
-    def forward(self, x, keep=None, states=None, image_keep=None, cache=None, image_cache=None, maps=False, causal=False):
-        x, own = self.attention(x, keep=keep, cache=cache, maps=maps, causal=causal)
+    def forward(self, x, keep=None, states=None, image_keep=None, cache=None, image_cache=None, maps=False, causal=False, first=False):
+        x, own = self.attention(x[:, :1] if first else x, states=x if first else None, keep=keep, cache=cache, maps=maps, causal=causal)
         cross = None
         if states is not None or image_cache is not None:
             x, cross = self.crossattention(x, keep=image_keep, states=states, cache=image_cache, maps=maps)
@@ -111,10 +111,10 @@ class BlipTextEncoder(nn.Module):
         self.layer = nn.ModuleList([BlipTextLayer(config, i) for i in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
-    def forward(self, x, maps=False, collect=False, **kwargs):
+    def forward(self, x, maps=False, collect=False, first=False, **kwargs):
         hidden, own, cross = (x,), (), ()
         for layer in self.layer:
-            x, a, c = layer(x, maps=maps, **kwargs)
+            x, a, c = layer(x, maps=maps, first=first and layer is self.layer[-1], **kwargs)
             if collect: hidden += (x,)
             if maps: own, cross = own + (a,), cross + ((c,) if c is not None else ())
         return x, hidden if collect else None, own if maps else None, (cross or None) if maps else None
@@ -144,7 +144,7 @@ def text_caches(past_key_values, use_cache:bool, encoder_hidden_states, image_ca
     if image_cache is None and (encoder_hidden_states is not None or past.cross_attention_cache.layers): image_cache = past.cross_attention_cache
     return past, past.self_attention_cache, image_cache
 
-# %% ../../nbs/nets/22_text.ipynb #9189b79e
+# %% ../../nbs/nets/22_text.ipynb #67e0b5c9
 class BlipTextModel(BlipTextPreTrainedModel):
     "BERT with attention to a picture. Source: arXiv 2201.12086; keys and outputs as transformers' class of this name."
     adopts = {'': text_towers}
@@ -173,17 +173,19 @@ class BlipTextModel(BlipTextPreTrainedModel):
         image_cache:ImageCache=None,               # the picture's keys and values, in place of encoder_hidden_states
         output_attentions:bool=None,               # self- and cross-attention weights of every layer
         output_hidden_states:bool=None,            # the state before the first and after every layer
+        first_only:bool=False,                     # for who reads the first place alone: the last layer computes no other; not causal
     )->BaseModelOutputWithPoolingAndCrossAttentions:
-        "`last_hidden_state` (n, t, width), `pooler_output` (n, width) where there is a pooler, and what was asked for."
+        "`last_hidden_state` (n, t, width; with `first_only` (n, 1, width)), `pooler_output` (n, width) where there is a pooler, and what was asked for."
         cfg = self.config
         maps = cfg.output_attentions if output_attentions is None else output_attentions
         states = cfg.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if first_only and is_decoder: raise InputError("first_only is for reading: the first place of a causal text knows nothing of the rest.")
         check_text_inputs(cfg, (input_ids, inputs_embeds, encoder_embeds), encoder_hidden_states, image_cache)
         checkpointing = self.training and self.encoder.layer[0].gradient_checkpointing
         use_cache = is_decoder and not checkpointing and (cfg.use_cache if use_cache is None else use_cache)
         past, own, image_cache = text_caches(past_key_values, use_cache, encoder_hidden_states, image_cache)
         x = encoder_embeds if encoder_embeds is not None else self.embeddings(input_ids, position_ids, inputs_embeds, own.get_seq_length() if own is not None else 0)
-        x, hidden, weights, cross = self.encoder(x, maps, states, states=encoder_hidden_states, cache=own, image_cache=image_cache, causal=is_decoder,
+        x, hidden, weights, cross = self.encoder(x, maps, states, first_only, states=encoder_hidden_states, cache=own, image_cache=image_cache, causal=is_decoder,
             keep=text_mask(cfg, x, attention_mask, own, is_decoder, maps), image_keep=cross_mask(cfg, x, encoder_attention_mask, encoder_hidden_states, maps))
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=x, pooler_output=self.pooler(x) if self.pooler is not None else None,
             past_key_values=past, hidden_states=hidden, attentions=weights, cross_attentions=cross)

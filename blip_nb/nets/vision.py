@@ -47,7 +47,7 @@ class BlipVisionEmbeddings(nn.Module):
         pos = self.interpolate_pos_encoding(*x.shape[-2:])
         return torch.cat([self.class_embedding.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1) + pos
 
-# %% ../../nbs/nets/21_vision.ipynb #f00713db
+# %% ../../nbs/nets/21_vision.ipynb #9c3914fa
 class BlipAttention(nn.Module):
     "Self-attention of the image: (b, s, width) → the same and, on request, weights (b, heads, s, s)."
     def __init__(self, config):
@@ -57,8 +57,9 @@ class BlipAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3*config.hidden_size)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x, maps=False):
+    def forward(self, x, maps=False, first=False):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if first: q = q[:, :, :1]
         out, weights = attend(self, q, k, v, dropout=self.config.attention_dropout, maps=maps)
         return self.projection(out), weights
 
@@ -71,7 +72,7 @@ class BlipMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
     def forward(self, x): return self.fc2(self.activation_fn(self.fc1(x)))
 
-# %% ../../nbs/nets/21_vision.ipynb #7a208b71
+# %% ../../nbs/nets/21_vision.ipynb #06a9cda9
 def drop_path(x:torch.Tensor, rate:float, training:bool)->torch.Tensor:
     "Zero the branch `x` (b, …) for a share `rate` of the rows and scale up the rest, so that its mean is kept."
     if not 0 <= rate < 1: raise InputError(f"drop_path_rate is {rate}: it is the share of pictures whose branch is left out, so it must be at least 0 and below 1.")
@@ -86,12 +87,12 @@ class BlipEncoderLayer(GradientCheckpointingLayer):
         self.self_attn, self.mlp, self.drop_path_rate = BlipAttention(config), BlipMLP(config), drop_path_rate
         self.layer_norm1, self.layer_norm2 = (nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in '12')
 
-    def forward(self, x, maps=False):
-        branch, weights = self.self_attn(self.layer_norm1(x), maps=maps)
-        x = x + drop_path(branch, self.drop_path_rate, self.training)
+    def forward(self, x, maps=False, first=False):
+        branch, weights = self.self_attn(self.layer_norm1(x), maps=maps, first=first)
+        x = (x[:, :1] if first else x) + drop_path(branch, self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path_rate, self.training), weights
 
-# %% ../../nbs/nets/21_vision.ipynb #9ff792a6
+# %% ../../nbs/nets/21_vision.ipynb #2c96eb8f
 class BlipEncoder(nn.Module):
     "The stack of layers; gives the last state, all states and all weights (the latter two when asked for)."
     def __init__(self, config):
@@ -100,10 +101,10 @@ class BlipEncoder(nn.Module):
         self.layers = nn.ModuleList([BlipEncoderLayer(config, r) for r in rates])
         self.gradient_checkpointing = False
 
-    def forward(self, x, maps=False, states=False):
+    def forward(self, x, maps=False, states=False, first=False):
         all_states, all_weights = (x,), ()
         for layer in self.layers:
-            x, weights = layer(x, maps=maps)
+            x, weights = layer(x, maps=maps, first=first and layer is self.layers[-1])
             if states: all_states += (x,)
             if maps: all_weights += (weights,)
         return x, all_states if states else None, all_weights if maps else None
@@ -192,7 +193,7 @@ class BlipPreTrainedModel(PreTrainedModel):
         if missing: warnings.warn(f"{cls.__name__} from {str(name_or_path)!r}: the checkpoint has no weights for {len(missing)} tensors, which stay random: {', '.join(sorted(missing))}.")
         return (model, info) if output_loading_info else model
 
-# %% ../../nbs/nets/21_vision.ipynb #1359bbfe
+# %% ../../nbs/nets/21_vision.ipynb #76f77bae
 class BlipVisionModel(BlipPreTrainedModel):
     "The image tower. Source: arXiv 2201.12086; keys and outputs as transformers' class of this name."
     config_class = BlipVisionConfig
@@ -213,14 +214,15 @@ class BlipVisionModel(BlipPreTrainedModel):
     def forward(self,
         pixel_values:torch.Tensor=None,           # (b, channels, height, width), normalised
         *, interpolate_pos_encoding:bool=False,   # accept sizes other than the config's
+        first_only:bool=False,                    # for who reads the first place alone: the last layer computes no other
         output_attentions:bool=None,              # weights of every layer, (b, heads, s, s) each
         output_hidden_states:bool=None,           # states before the first and after every layer, (b, s, width) each
     )->BaseModelOutputWithPooling:
-        "`last_hidden_state` (b, 1 + patches, width) after the final LayerNorm; `pooler_output` (b, width) is its first place, normed once more."
+        "`last_hidden_state` (b, 1 + patches, width; with `first_only` (b, 1, width)) after the final LayerNorm; `pooler_output` (b, width) is its first place, normed once more."
         if pixel_values is None: raise InputError("BlipVisionModel needs pixel_values of shape (batch, channels, height, width).")
         maps = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x = self.embeddings(pixel_values, interpolate_pos_encoding)
-        x, hidden, weights = self.encoder(x, maps, states)
+        x, hidden, weights = self.encoder(x, maps, states, first_only)
         x = self.post_layernorm(x)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.post_layernorm(x[:, 0]), hidden_states=hidden, attentions=weights)

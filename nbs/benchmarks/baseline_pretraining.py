@@ -24,7 +24,7 @@ def base_task(queue_size=57_600, seed=0):
     "The published size: ViT-B/16 at 224 px, BERT-base text layers, 30,524 words; random weights, no dropout."
     torch.manual_seed(seed)
     config = BlipConfig(vision_config=dict(image_size=224, patch_size=16, initializer_range=0.02), image_text_hidden_size=256,
-                        text_config=dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.02))
+                        text_config=dict(num_attention_heads=12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.02))
     return BlipPretrain.from_config(config, queue_size=queue_size).train()
 
 
