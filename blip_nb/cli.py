@@ -39,7 +39,7 @@ def run_caption(args):
             for c, s in zip(captions, scores): print(f'{f}\t{s:.3f}\t{c}', flush=True)
     return 1 if bad else 0
 
-# %% ../nbs/70_cli.ipynb #348b7a0d
+# %% ../nbs/70_cli.ipynb #5a03e2e6
 def recipe_changes(pairs:list)->dict:
     "['lr=1e-4', 'amp=bf16'] → fields of a recipe; values are read as JSON where they are."
     def value(v):
@@ -71,6 +71,7 @@ def starting_task(args, captions, recipe):
     task = demo.BlipPretrain.from_pretrained(args.model)
     return task.captioner(**options) if args.task == 'caption' else demo.BlipRetrieval.from_pretraining(task)
 
+# %% ../nbs/70_cli.ipynb #f73def17
 def describe_first(args, recipe, rows, words, task, out):
     "The retriever after a captioner of its size has learned from the same rows and left it its layers; None when that was interrupted."
     from blip_nb import demo
@@ -83,6 +84,7 @@ def describe_first(args, recipe, rows, words, task, out):
     log = demo.fit(writer, rows, None, first, out=out/'described', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
     return None if log.interrupted else demo.taught(task, writer.to('cpu'))
 
+# %% ../nbs/70_cli.ipynb #c22d6115
 def run_train(args):
     "Train a captioner, a retriever or both with pre-training; new, or from a checkpoint."
     from blip_nb.core import has_bf16, pick_device
