@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'wave_positions', 'small_net', 'small_captioner', 'f
            'small_pretrainer', 'taught', 'demo_data', 'all_captions', 'content', 'distinct_pairs', 'ByContent',
            'drawn_data', 'blind_captions', 'demo_scores', 'attention_figures', 'demo_report', 'demo']
 
-# %% ../nbs/69_demo.ipynb #734f87c2
+# %% ../nbs/69_demo.ipynb #b6fa8308
 import json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from .core import InputError, generator, has_bf16, key_seed, pick_device
 from .data.text import CleanCaptions, clean_caption, compact_tokenizer
 from .nets.blip import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from .nets.pretraining import BlipForPreTraining
-from .tasks.caption import BlipCaption, config_for
+from .tasks.caption import BlipCaption
+from .tasks.task import config_for
 from .tasks.pretrain import BlipPretrain
 from .tasks.retrieval import BlipRetrieval
 from .training.loop import fit

@@ -7,7 +7,7 @@ __all__ = ['MomentumTask', 'see', 'read', 'words', 'pair_texts', 'slow_keys', 'i
            'wide', 'partners', 'led_by', 'look_up', 'match', 'describe', 'signs', 'pretrain_step', 'pretraining_net',
            'BlipPretrain', 'hard_negatives', 'show_negatives']
 
-# %% ../../nbs/tasks/32_pretrain.ipynb #9cab095e
+# %% ../../nbs/tasks/32_pretrain.ipynb #b8a1f5a3
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipConfig
@@ -15,7 +15,7 @@ from ..core import InputError
 from ..data.samples import as_samples
 from ..nets.pretraining import BlipForPreTraining, image_keys
 from ..nets.text import lm_loss
-from .caption import BlipCaption, config_for, gt_captions
+from .caption import BlipCaption, gt_captions
 from .losses import contrast, draw, itm_loss, match_pairs, negative_weights, share_of_mean, soft_targets, uniforms
 from .momentum import Momentum, clamp_temperature, gather, gather_with_gradient, processes, queue_age, ramp, total
 from .task import BlipTask, decoder_part, linear_part, load_task, text_part, tokenizer_part, vision_part
@@ -197,11 +197,36 @@ def pretraining_net(vision, text, decoder, vision_neck, text_neck, itm_head, tok
     net.tie_weights()
     return net
 
-# %% ../../nbs/tasks/32_pretrain.ipynb #96d7dbc0
-class BlipPretrain(MomentumTask):
-    "Contrast, matching and description in one step. Source: arXiv 2201.12086."
+# %% ../../nbs/tasks/32_pretrain.ipynb #db02dafb
+class _Pretraining(MomentumTask):
+    "What the task does."
     net_class = BlipForPreTraining
 
+    def prepare_training(self, steps_per_epoch:int):
+        "Called by `fit`: α grows over the first two epochs where nothing else was said."
+        if self.options['alpha_ramp'] is None: self.options['alpha_ramp'] = 2 * steps_per_epoch
+
+    def loss(self, images, data_samples, *, negatives=None)->dict: return pretrain_step(self, images, data_samples, negatives)[0]
+    def training_losses(self, images, data_samples)->dict:
+        "Losses and signs of learning, for the log."
+        losses, seen = pretrain_step(self, images, data_samples)
+        return losses | seen
+    def extract_feat(self, images)->torch.Tensor: return see(self.net, self.pixels(images))[0]
+    def tensor(self, images, data_samples, **kwargs):
+        "The net's output on the pairs."
+        pixels = self.pixels(images); ids, mask = pair_texts(self, as_samples(data_samples, len(pixels)))
+        return self.net(ids, pixels, mask, enc_token_id=self.tokenizer.enc_token_id, **kwargs)
+
+    def captioner(self, **options)->BlipCaption:
+        "A captioner of the same weights: what it learns, this task learns."
+        c = dict(max_txt_len=self.options['max_txt_len'], generation=self.options['generation'], data_preprocessor=self.transform()) | options
+        return BlipCaption(self.net.vision_model, self.net.text_decoder, self.tokenizer, **c)
+    def predict(self, images, data_samples=None, **generation)->list: return self.captioner().predict(images, data_samples, **generation)
+    def validate(self, rows, **options)->dict: return self.captioner().validate(rows, **options)
+
+# %% ../../nbs/tasks/32_pretrain.ipynb #c8928727
+class BlipPretrain(_Pretraining):
+    "Contrast, matching and description in one step. Source: arXiv 2201.12086."
     def __init__(self,
         vision_backbone,             # BlipVisionModel, or dict(type='VisionTransformer', …)
         text_backbone,               # BlipTextModel, or dict(type='XBertEncoder', med_config=…)
@@ -236,34 +261,6 @@ class BlipPretrain(MomentumTask):
     def from_net(cls, net, tokenizer=None, **options):
         "A task around a `BlipForPreTraining`."
         return cls(net.vision_model, net.text_encoder, net.text_decoder, net.vision_proj, net.text_proj, tokenizer, multimodal_head=net.itm_head, **options)
-
-    @classmethod
-    def from_config(cls, config:BlipConfig, tokenizer=None, **options):
-        "A new, random task; vocabulary and special ids are set from the tokenizer."
-        tokenizer = tokenizer_part(tokenizer)
-        return cls.from_net(BlipForPreTraining(config_for(config, tokenizer)), tokenizer, **options)
-
-    def prepare_training(self, steps_per_epoch:int):
-        "Called by `fit`: α grows over the first two epochs where nothing else was said."
-        if self.options['alpha_ramp'] is None: self.options['alpha_ramp'] = 2 * steps_per_epoch
-
-    def loss(self, images, data_samples, *, negatives=None)->dict: return pretrain_step(self, images, data_samples, negatives)[0]
-    def training_losses(self, images, data_samples)->dict:
-        "Losses and signs of learning, for the log."
-        losses, seen = pretrain_step(self, images, data_samples)
-        return losses | seen
-    def extract_feat(self, images)->torch.Tensor: return see(self.net, self.pixels(images))[0]
-    def tensor(self, images, data_samples, **kwargs):
-        "The net's output on the pairs."
-        pixels = self.pixels(images); ids, mask = pair_texts(self, as_samples(data_samples, len(pixels)))
-        return self.net(ids, pixels, mask, enc_token_id=self.tokenizer.enc_token_id, **kwargs)
-
-    def captioner(self, **options)->BlipCaption:
-        "A captioner of the same weights: what it learns, this task learns."
-        c = dict(max_txt_len=self.options['max_txt_len'], generation=self.options['generation'], data_preprocessor=self.transform()) | options
-        return BlipCaption(self.net.vision_model, self.net.text_decoder, self.tokenizer, **c)
-    def predict(self, images, data_samples=None, **generation)->list: return self.captioner().predict(images, data_samples, **generation)
-    def validate(self, rows, **options)->dict: return self.captioner().validate(rows, **options)
 
 # %% ../../nbs/tasks/32_pretrain.ipynb #d59c00ac
 @torch.no_grad()

@@ -7,7 +7,7 @@ __all__ = ['image_ids', 'retrieval_step', 'match_matrix', 'best', 'RetrievalFeat
            'retrieval_net', 'itc_settings', 'text_samples', 'with_scores', 'BlipRetrieval', 'reference_not_slow',
            'score_dataset', 'validate_retrieval']
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #0bd0463f
+# %% ../../nbs/tasks/35_retrieval.ipynb #b403253e
 import hashlib
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -17,7 +17,6 @@ from ..core import InputError
 from ..data.samples import DataSample, as_samples
 from ..nets.blip import BlipForImageTextRetrieval
 from ..nets.pretraining import image_keys
-from .caption import config_for
 from .losses import itm_loss, same_ids
 from .momentum import clamp_temperature, gather, processes, ramp, total
 from .pretrain import MomentumTask, drawn_pairs, hard_weights, itc, match, pair_texts, read, see, signs, slow_keys
@@ -181,7 +180,7 @@ class _Searching(MomentumTask):
 
     def save_pretrained(self, path): super().save_pretrained(path) if self.options['head'] else super(MomentumTask, self).save_pretrained(path)
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #ab24a12b
+# %% ../../nbs/tasks/35_retrieval.ipynb #4b297744
 class _Scoring(_Searching):
     "The matrices of scores."
     @torch.no_grad()
@@ -219,6 +218,20 @@ class _Scoring(_Searching):
         if data_samples is None: raise InputError("Retrieval compares pictures with texts: pass data_samples with text=… (a string or a list).")
         with torch.no_grad(), evaluating(self): return self.predict_all(self.extract_feat(images, data_samples, return_embeds=True), data_samples, cal_t2i=False, **kwargs)[0]
 
+    @classmethod
+    def from_net(cls, net, tokenizer=None, head=dict(type='ITCHead'), **options):
+        "A task around a `BlipForImageTextRetrieval`; `head=None` for searching only."
+        return cls(net.vision_model, net.text_encoder, None, net.vision_proj, net.text_proj, head or None, net.itm_head, tokenizer, **options)
+
+    @classmethod
+    def from_pretraining(cls, task, **options):
+        "A task around the parts of a `BlipPretrain`, which stay its modules; what is not said here is as it was there."
+        net, kept = task.net, {k: task.options[k] for k in ('momentum', 'queue_size', 'alpha', 'max_txt_len', 'all_ranks', 'seed')}
+        options = dict(head=dict(type='ITCHead'), temperature=task.temperature.item(), data_preprocessor=task.transform(), **kept) | options
+        return cls(net.vision_model, net.text_encoder, None, net.vision_proj, net.text_proj, multimodal_head=net.itm_head, tokenizer=task.tokenizer, **options)
+
+    def validate(self, rows, **options)->dict: return validate_retrieval(self, rows, **options)
+
 # %% ../../nbs/tasks/35_retrieval.ipynb #0096d389
 def text_samples(samples, n:int)->list:
     "One sample per text, with its `text`, `image_id` and the row of its picture (`gt_image_id`, unless the sample says)."
@@ -237,7 +250,7 @@ def with_scores(samples:list, scores:torch.Tensor, most:int=10)->list:
         s.update(pred_score=row, pred_label=row.argmax(keepdim=True), ranking=list(zip(i.tolist(), v.tolist())))
     return samples
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #26d21711
+# %% ../../nbs/tasks/35_retrieval.ipynb #8032b88b
 class BlipRetrieval(_Scoring):
     "Search in both directions, with the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
     def __init__(self,
@@ -274,26 +287,6 @@ class BlipRetrieval(_Scoring):
                             head=head, alpha=head.get('alpha', 0.), alpha_ramp=alpha_ramp, all_ranks=all_ranks, seed=seed, reference_quirks=reference_quirks)
         if head: self.remember(momentum, head['queue_size'], temperature, ids=True)
         if head and reference_quirks: self.memory.not_slow = reference_not_slow
-
-    @classmethod
-    def from_net(cls, net, tokenizer=None, head=dict(type='ITCHead'), **options):
-        "A task around a `BlipForImageTextRetrieval`; `head=None` for searching only."
-        return cls(net.vision_model, net.text_encoder, None, net.vision_proj, net.text_proj, head or None, net.itm_head, tokenizer, **options)
-
-    @classmethod
-    def from_config(cls, config:BlipConfig, tokenizer=None, **options):
-        "A new, random task; vocabulary and special ids are set from the tokenizer."
-        tokenizer = tokenizer_part(tokenizer)
-        return cls.from_net(BlipForImageTextRetrieval(config_for(config, tokenizer)), tokenizer, **options)
-
-    @classmethod
-    def from_pretraining(cls, task, **options):
-        "A task around the parts of a `BlipPretrain`, which stay its modules; what is not said here is as it was there."
-        net, kept = task.net, {k: task.options[k] for k in ('momentum', 'queue_size', 'alpha', 'max_txt_len', 'all_ranks', 'seed')}
-        options = dict(head=dict(type='ITCHead'), temperature=task.temperature.item(), data_preprocessor=task.transform(), **kept) | options
-        return cls(net.vision_model, net.text_encoder, None, net.vision_proj, net.text_proj, multimodal_head=net.itm_head, tokenizer=task.tokenizer, **options)
-
-    def validate(self, rows, **options)->dict: return validate_retrieval(self, rows, **options)
 
 # %% ../../nbs/tasks/35_retrieval.ipynb #f5efb499
 def reference_not_slow(name:str)->bool:

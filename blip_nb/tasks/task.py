@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['vit_archs', 'vit_arguments', 'vit_ignored', 'med_arguments', 'med_ignored', 'translate', 'of_type', 'vision_part',
            'text_config', 'tokenizer_part', 'decoder_part', 'text_part', 'linear_part', 'preprocessor', 'PictureReader',
-           'evaluating', 'BlipTask', 'read_json', 'load_task', 'push_task']
+           'evaluating', 'config_for', 'BlipTask', 'read_json', 'load_task', 'push_task']
 
-# %% ../../nbs/tasks/29_task.ipynb #b6ee76ec
-import json, os
+# %% ../../nbs/tasks/29_task.ipynb #8a031f3d
+import copy, json, os
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
-from transformers import BlipTextConfig, BlipVisionConfig
+from transformers import BlipConfig, BlipTextConfig, BlipVisionConfig
 from ..core import InputError
 from ..data.images import CLIP_MEAN, CLIP_STD, ImageTransform, image_processor
 from ..data.text import load_tokenizer
@@ -152,7 +152,14 @@ def evaluating(module:nn.Module):
     finally:
         for m, training in modes.items(): m.training = training
 
-# %% ../../nbs/tasks/29_task.ipynb #b7413384
+# %% ../../nbs/tasks/29_task.ipynb #9e4268fe
+def config_for(config:BlipConfig, tokenizer)->BlipConfig:
+    "A copy with the tokenizer's vocabulary and special ids."
+    config, ids = copy.deepcopy(config), {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'pad', 'sep')}
+    for k, v in dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, **ids).items(): setattr(config.text_config, k, v)
+    return config
+
+# %% ../../nbs/tasks/29_task.ipynb #8c7b0459
 class BlipTask(PictureReader):
     "A net with its tokenizer and its way of reading pictures. Subclasses have `loss`, `predict`, `tensor`, `from_net` and `options` (what `save_pretrained` remembers)."
     default_mode, net_class = 'loss', None
@@ -182,6 +189,12 @@ class BlipTask(PictureReader):
         calls, mode = dict(loss=self.loss, predict=self.predict, tensor=self.tensor), mode or self.default_mode
         if mode not in calls: raise InputError(f"mode is {mode!r}; it must be one of {', '.join(calls)}.")
         return calls[mode](images, data_samples, **kwargs)
+
+    @classmethod
+    def from_config(cls, config:BlipConfig, tokenizer=None, **options):
+        "A new, random task; vocabulary and special ids are set from the tokenizer."
+        tokenizer = tokenizer_part(tokenizer)
+        return cls.from_net(cls.net_class(config_for(config, tokenizer)), tokenizer, **options)
 
     @classmethod
     def from_pretrained(cls, name_or_path, device=None, **options):
