@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['cached_scores', 'few_queries', 'explicit_attention', 'explicit_rows', 'fold_rows', 'unfold_rows', 'fold_mask',
-           'attend', 'key_mask', 'self_mask', 'text_mask', 'cross_mask', 'SharedLayer', 'ImageCache', 'as_cache']
+           'attend', 'key_mask', 'self_mask', 'text_mask', 'cross_mask', 'SharedLayer', 'ImageCache', 'RowBlocks',
+           'as_cache']
 
 # %% ../../nbs/nets/20_attention.ipynb #448ff8ec
 import torch, torch.nn.functional as F
@@ -147,7 +148,7 @@ def cross_mask(
     from transformers.masking_utils import create_bidirectional_mask
     return create_bidirectional_mask(config, x, mask, encoder_hidden_states=states)
 
-# %% ../../nbs/nets/20_attention.ipynb #4515b549
+# %% ../../nbs/nets/20_attention.ipynb #94a53707
 class SharedLayer(DynamicLayer):
     "One layer's keys and values of the images: filled once, the same for all beams."
     def update(self, k, v, *args, **kwargs):
@@ -170,6 +171,10 @@ class ImageCache(Cache):
         new = ImageCache()
         for i, layer in enumerate(self.layers): new.update(layer.keys[rows], layer.values[rows], i)
         return new
+
+class RowBlocks(tuple):
+    "(text rows, `ImageCache`) of consecutive blocks of texts: each block reads its own pictures, so that only those that differ are copied."
+    def get_seq_length(self, layer_idx=0): return self[0][1].get_seq_length(layer_idx)
 
 # %% ../../nbs/nets/20_attention.ipynb #504f3713
 def as_cache(past, use_cache:bool=True):

@@ -8,7 +8,7 @@ __all__ = ['BlipTextEmbeddings', 'BlipTextSelfAttention', 'BlipTextSelfOutput', 
            'text_caches', 'BlipTextModel', 'BlipTextPredictionHeadTransform', 'BlipTextLMPredictionHead',
            'BlipTextOnlyMLMHead', 'lm_loss', 'per_step', 'TextGeneration', 'BlipTextLMHeadModel']
 
-# %% ../../nbs/nets/22_text.ipynb #fb0c2f2a
+# %% ../../nbs/nets/22_text.ipynb #c94bacfb
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipTextConfig, GenerationMixin
 from transformers.activations import ACT2FN
@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from transformers.utils import can_return_tuple
 from ..core import InputError
-from .attention import ImageCache, as_cache, attend, cross_mask, text_mask
+from .attention import ImageCache, RowBlocks, as_cache, attend, cross_mask, text_mask
 from .vision import BlipPreTrainedModel, text_towers
 
 # %% ../../nbs/nets/22_text.ipynb #b8493953
@@ -36,7 +36,7 @@ class BlipTextEmbeddings(nn.Module):
         if position_ids is None: position_ids = (torch.arange(t, device=x.device) + past)[None]
         return self.dropout(self.LayerNorm(x + self.position_embeddings(position_ids)))
 
-# %% ../../nbs/nets/22_text.ipynb #d77d270f
+# %% ../../nbs/nets/22_text.ipynb #75a2a5b8
 class BlipTextSelfAttention(nn.Module):
     "Attention of words (n, t, width) to themselves, or to `states` (b, s, encoder width) with b dividing n."
     def __init__(self, config, is_cross_attention=False, layer_idx=None):
@@ -56,7 +56,12 @@ class BlipTextSelfAttention(nn.Module):
         k, v = self.heads(self.key(states)), self.heads(self.value(states))
         return (k, v) if cache is None else cache.update(k, v, self.layer_idx)
 
+    def in_blocks(self, x, blocks, maps):
+        out, weights = zip(*(self(rows, cache=cache, maps=maps) for rows, (_, cache) in zip(x.split([n for n, _ in blocks]), blocks)))
+        return torch.cat(out), torch.cat(weights) if maps else None
+
     def forward(self, x, keep=None, states=None, cache=None, maps=False, causal=False):
+        if isinstance(cache, RowBlocks): return self.in_blocks(x, cache, maps)
         k, v = self.keys_values(x if states is None and not self.is_cross else states, cache)
         return attend(self, self.heads(self.query(x)), k, v, keep, self.config.attention_probs_dropout_prob, maps, causal)
 

@@ -7,14 +7,14 @@ __all__ = ['MomentumTask', 'see', 'read', 'words', 'pair_texts', 'slow_keys', 'i
            'wide', 'partners', 'led_by', 'look_up', 'match', 'describe', 'signs', 'pretrain_step', 'pretraining_net',
            'BlipPretrain', 'hard_negatives', 'show_negatives']
 
-# %% ../../nbs/tasks/32_pretrain.ipynb #b8a1f5a3
+# %% ../../nbs/tasks/32_pretrain.ipynb #9cc5beeb
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipConfig
 from ..core import InputError
 from ..data.samples import as_samples
+from ..nets.attention import RowBlocks
 from ..nets.pretraining import BlipForPreTraining, image_keys
-from ..nets.text import lm_loss
 from .caption import BlipCaption, gt_captions
 from .losses import contrast, draw, itm_loss, match_pairs, negative_weights, share_of_mean, soft_targets, uniforms
 from .momentum import Momentum, clamp_temperature, gather, gather_with_gradient, processes, queue_age, ramp, total
@@ -112,7 +112,7 @@ def drawn_pairs(weights:tuple, seed:int, step:int)->tuple:
     u = uniforms(2 * b * world, seed, step).view(2, -1)[:, rank*b:(rank + 1)*b]
     return draw(weights[0], u[0]), draw(weights[1], u[1])
 
-# %% ../../nbs/tasks/32_pretrain.ipynb #cf569985
+# %% ../../nbs/tasks/32_pretrain.ipynb #e9efa1c9
 def wide(x:torch.Tensor, width:int, value:int=0)->torch.Tensor:
     "Rows filled up to `width`, so that those of all processes are equally long."
     return F.pad(x, (0, width - x.shape[1]), value=value)
@@ -140,16 +140,21 @@ def match(task, image, ids, mask, drawn:tuple, world:int, looked_up=None)->tuple
     pictures, rows, ids_, mask_, labels = partners(task, image, ids, mask, drawn, world)
     keys, texts = image_keys(task.net.text_encoder, pictures), led_by(ids_, task.tokenizer.enc_token_id)
     if world == 1 and looked_up is not None: texts = looked_up[match_pairs(*drawn)[1]]
-    seen = task.net.text_encoder(**words(texts), attention_mask=mask_, image_cache=keys.select(rows), first_only=True, return_dict=True).last_hidden_state
-    return keys if world == 1 else keys.select(torch.arange(len(image), device=image.device)), task.net.itm_head(seen[:, 0]), labels
+    own, b = torch.arange(len(image), device=image.device), len(image)
+    keys, others = keys if world == 1 else keys.select(own), keys.select(rows[b:2*b])
+    place = torch.cat([2*own, 2*b + own, 2*own + 1])     # a picture's own text and the one drawn for it are neighbours and share its keys
+    at = place.argsort()
+    seen = task.net.text_encoder(**words(texts[at]), attention_mask=mask_[at], image_cache=RowBlocks([(2*b, keys), (b, others)]), first_only=True, return_dict=True).last_hidden_state
+    return keys, task.net.itm_head(seen[:, 0])[place], labels
 
 def describe(task, keys, ids, mask, world:int, looked_up=None)->torch.Tensor:
     "Smoothed cross-entropy of every word, the mean over the words of all processes. `looked_up`: word vectors of the texts led by [DEC]."
-    labels = ids.masked_fill(mask == 0, -100)  # the first is never asked for
+    labels = ids.masked_fill(mask == 0, -100)  # the first is never asked for, and nothing is asked after the last
     texts = led_by(ids, task.tokenizer.bos_token_id) if looked_up is None else looked_up
-    logits = task.net.text_decoder(**words(texts), attention_mask=mask, image_cache=keys, use_cache=False, return_dict=True).logits
+    logits = task.net.text_decoder(**words(texts[:, :-1]), attention_mask=mask[:, :-1], image_cache=keys, use_cache=False, return_dict=True).logits
     count = (labels[:, 1:] != -100).sum()
-    return share_of_mean(lm_loss(logits, labels, task.options['label_smoothing'], 'none').sum(), total(count) if world > 1 else count, world)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), reduction='sum', label_smoothing=task.options['label_smoothing'])
+    return share_of_mean(loss, total(count) if world > 1 else count, world)
 
 # %% ../../nbs/tasks/32_pretrain.ipynb #f74a0bb4
 @torch.no_grad()
