@@ -77,7 +77,7 @@ def small_net(
     if size.waves: net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, size.width))
     return net, tokenizer
 
-# %% ../nbs/69_demo.ipynb #df08b683
+# %% ../nbs/69_demo.ipynb #6bf60d72
 def small_captioner(captions, size:Size=Size(), seed:int=0, **options)->BlipCaption:
     "A new, random captioner whose vocabulary is the words of `captions`; `options` of `BlipCaption`."
     options = dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), data_preprocessor=dict(standardize=size.standardize)) | options
@@ -92,7 +92,7 @@ def fixed_temperature(task):
 
 def small_retriever(captions, size:Size=Size(), seed:int=0, **options)->BlipRetrieval:
     "A new, random retriever; `options` of `BlipRetrieval`."
-    options = _short | dict(max_txt_len=size.max_tokens, topk=32, seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
+    options = _short | dict(queue_size=4096, max_txt_len=size.max_tokens, topk=32, seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipRetrieval.from_net(*small_net(BlipForImageTextRetrieval, captions, size, seed), **options))
 
 def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPretrain:
