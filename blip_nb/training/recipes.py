@@ -129,7 +129,7 @@ def lr_at(
     epoch = step // per_epoch
     return cosine_epoch(epoch, r.epochs, r.lr, r.min_lr) if r.schedule == 'cosine_epoch' else step_decay(epoch, r.lr, r.min_lr, r.decay)
 
-# %% ../../nbs/training/40_recipes.ipynb #7005d436
+# %% ../../nbs/training/40_recipes.ipynb #2f55be84
 _paper = Recipe(decay_all=True, grad_clip=None)
 _tuned = _paper.but(batch_size=256, schedule='cosine_epoch')
 _coco = _tuned.but(epochs=5, select_on='CIDEr+BLEU-4', generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
@@ -147,7 +147,7 @@ RECIPES = dict(
     retrieval_base=_search.but(lr=1e-5), retrieval_large=_search.but(lr=5e-6),
     shapes=_drawn.but(captions_per_image=3, select_on='CIDEr', generate=dict(num_beams=1)),
     photos=_aerial.but(captions_per_image=2, select_on='CIDEr', generate=dict(num_beams=3)),
-    retrieval_shapes=_drawn.but(epochs=12, batch_size=64, select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
+    retrieval_shapes=_drawn.but(epochs=16, batch_size=64, select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
     pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)))
 
 # %% ../../nbs/training/40_recipes.ipynb #bd838fa0
