@@ -136,7 +136,7 @@ def read_log(
     log.out = path.parent
     return log
 
-# %% ../../nbs/training/39_survival.ipynb #3acd770f
+# %% ../../nbs/training/39_survival.ipynb #94a36b44
 _not_scores = ('kind', 'epoch', 'step', 'lr', 'seconds', 'images_per_s', 'best')
 
 def plot_log(
@@ -159,6 +159,6 @@ def plot_log(
         right.plot(*zip(*points), 'o-', ms=3, lw=1, label=name)
     best = next((r for r in reversed(epochs) if r.get('best')), None)
     if names and best: right.plot(best['epoch'], best[names[0]], 'o', ms=9, mfc='none', color='k')
-    if names: right.set_xlabel('epoch'); right.set_title('validation'); right.legend(fontsize=7)
+    if names: right.set_xlabel('epoch'); right.set_title('validation'); right.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     fig.tight_layout(); plt.close(fig)
     return fig
