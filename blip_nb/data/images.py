@@ -194,9 +194,9 @@ def standardize(
     "Each channel of each picture minus its mean, over its spread: light, contrast and colour cast are gone."
     return (pixels - pixels.mean((-2, -1), keepdim=True)) / (pixels.std((-2, -1), correction=0, keepdim=True) + floor)
 
-# %% ../../nbs/data/12_images.ipynb #3d74393c
+# %% ../../nbs/data/12_images.ipynb #6c84e190
 class ImageTransform:
-    "Picture -> (3, H, W) float32: squash (or augment) to `size`, scale to 0-1, normalise."
+    "Picture -> (3, H, W) float32, list of T pictures -> (T, 3, H, W): squash (or augment) to `size`, scale to 0-1, normalise."
     def __init__(
         self,
         size:int|tuple=384,  # (height, width) in pixels, or one int for a square
@@ -212,14 +212,21 @@ class ImageTransform:
     def __call__(self, image, key=None):
         "`image`: anything `read_image` takes, or a float tensor that is already normalised; `key`: see `Augment`."
         if isinstance(image, torch.Tensor) and image.is_floating_point(): return image.float()
+        if isinstance(image, (list, tuple)) or getattr(image, 'ndim', 0) == 4: return self.frames(image, key)
         image = read_image(image)
         if self.augment: image = self.augment(image, key, self.size)
         elif image.size != self.size[::-1]: image = image.resize(self.size[::-1], Image.BICUBIC)
         pixels = normalize(image, self.mean, self.std)
         return standardize(pixels) if self.standardize else pixels
 
+    def frames(self, images, key=None):
+        "(T, 3, H, W) from the frames of a video, all with the augmentation of one key."
+        if not len(images): raise InputError("There is no picture in the list; a video needs at least one frame.")
+        if self.augment and key is None: key = (torch.randint(2**31, ()).item(),)
+        return torch.stack([self(im, key) for im in images])
+
     def batch(self, images, keys=None):
-        "(B, 3, H, W) from a list of pictures and, when augmenting, their keys."
+        "(B, 3, H, W) from a list of pictures and, when augmenting, their keys; (B, T, 3, H, W) from a list of videos of one length."
         return torch.stack([self(im, k) for im, k in zip(images, keys or [None]*len(images), strict=True)])
 
     def __repr__(self): return f"ImageTransform(size={self.size}, augment={self.augment}{', standardize=True' if self.standardize else ''})"

@@ -119,7 +119,7 @@ def preprocessor(
     scale = 255 if max(*mean, *std) > 1 else 1
     return dict(size=given.get('size', size), mean=tuple(m/scale for m in mean), std=tuple(s/scale for s in std), bgr=bool(given.get('to_rgb')), standardize=bool(given.get('standardize')))
 
-# %% ../../nbs/tasks/29_task.ipynb #208653eb
+# %% ../../nbs/tasks/29_task.ipynb #6b451384
 class PictureReader(nn.Module):
     "Pictures of any kind to pixels, as `pixels_cfg` says."
     pixels_cfg: dict
@@ -135,12 +135,14 @@ class PictureReader(nn.Module):
         return image.flip(-3) if isinstance(image, torch.Tensor) else np.ascontiguousarray(image[..., ::-1])
 
     def pixels(self, images)->torch.Tensor:
-        "(B, 3, H, W) on the task's device from a tensor, or from one picture or a list of them, of any kind `read_image` takes."
+        "(B, 3, H, W) on the task's device from a tensor, or from one picture or a list of them, of any kind `read_image` takes; (B, T, 3, H, W) from lists of T pictures each."
         p = next(self.parameters())
         if isinstance(images, torch.Tensor) and images.is_floating_point(): return images.to(p.device, p.dtype)
-        if not isinstance(images, (list, tuple)) and not (isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4): images = [images]
+        if not isinstance(images, (list, tuple)) and not (isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim > 3): images = [images]
         if not len(images): raise InputError("There are no pictures: pass at least one.")
-        return self.transform().batch([self.to_rgb(i) for i in images]).to(p.device, p.dtype)
+        made = [self.transform()([self.to_rgb(f) for f in i] if isinstance(i, (list, tuple)) else self.to_rgb(i)) for i in images]
+        if len({m.shape for m in made}) > 1: raise InputError(f"The pictures of one batch must be of one kind; here are tensors of {' and '.join(sorted({str(tuple(m.shape)) for m in made}))}. Give every video the same number of frames.")
+        return torch.stack(made).to(p.device, p.dtype)
 
 # %% ../../nbs/tasks/29_task.ipynb #1ba0d63f
 @contextmanager
