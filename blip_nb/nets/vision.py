@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['text_towers', 'BlipVisionEmbeddings', 'BlipAttention', 'BlipMLP', 'drop_path', 'BlipEncoderLayer', 'BlipEncoder',
-           'checkpoint_files', 'adopt', 'BlipConfig', 'BlipPreTrainedModel', 'BlipVisionModel']
+           'checkpoint_files', 'adopt', 'only_errors', 'BlipConfig', 'BlipPreTrainedModel', 'BlipVisionModel']
 
-# %% ../../nbs/nets/21_vision.ipynb #4de6b949
+# %% ../../nbs/nets/21_vision.ipynb #40203203
 import json, warnings
+from contextlib import contextmanager
 import torch, torch.nn as nn, torch.nn.functional as F
 import transformers
 from transformers import BlipVisionConfig, PreTrainedModel
@@ -126,7 +127,7 @@ def checkpoint_files(
     if not (path := find('model.safetensors')): return {}
     with safe_open(path, 'pt') as f: return dict.fromkeys(f.keys(), path)
 
-# %% ../../nbs/nets/21_vision.ipynb #260bdd35
+# %% ../../nbs/nets/21_vision.ipynb #c7474c9c
 def adopt(
     model,          # its `adopts` says which names to look for
     name_or_path,   # the checkpoint
@@ -142,7 +143,18 @@ def adopt(
         with safe_open(file, 'pt') as f, torch.no_grad():
             for name, old in found.items():
                 if files[old] == file and own[name].shape == (value := f.get_tensor(old)).shape: own[name].copy_(value); missing = missing - {name}
-    return missing
+    tensors = model.state_dict(keep_vars=True)
+    filled = {id(t) for k, t in tensors.items() if k not in missing}
+    return {k for k in missing if k not in tensors or id(tensors[k]) not in filled}          # a tied tensor is filled under its other name
+
+@contextmanager
+def only_errors():
+    "Without transformers' own table of missing and unexpected tensors: what counts is said after adoption, in one warning."
+    from transformers.utils import logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try: yield
+    finally: logging.set_verbosity(level)
 
 # %% ../../nbs/nets/21_vision.ipynb #31308d5c
 class BlipConfig(transformers.BlipConfig):
@@ -152,7 +164,7 @@ class BlipConfig(transformers.BlipConfig):
         "A config from a `BlipTextConfig` and a `BlipVisionConfig`."
         return cls(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), **kwargs)
 
-# %% ../../nbs/nets/21_vision.ipynb #4657a1a9
+# %% ../../nbs/nets/21_vision.ipynb #946eec5c
 class BlipPreTrainedModel(PreTrainedModel):
     "What every BLIP model shares: transformers' config classes, keys and conventions."
     config_class = BlipConfig
@@ -183,13 +195,16 @@ class BlipPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, name_or_path, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs):
         "transformers' `from_pretrained`; another kind of checkpoint gives its towers, a warning lists what stays random, `InputError` what does not fit."
         from safetensors import SafetensorError
-        try: model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        try:
+            with only_errors(): model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         except SafetensorError as e: raise InputError(f"The weights of {name_or_path} cannot be read ({e}). Is the download complete?") from e
         missing, wrong = set(info['missing_keys']), info['mismatched_keys']
         if cls.__name__ not in (model.config.architectures or [cls.__name__]): missing |= {k for k, *_ in wrong}
         elif wrong and not ignore_mismatched_sizes: raise InputError(
             f"The checkpoint {name_or_path} does not fit its config: {'; '.join(f'{k} is {tuple(a)}, the model has {tuple(b)}' for k, a, b in sorted(wrong))}.")
         info['missing_keys'] = missing = adopt(model, name_or_path, missing, **kwargs) if missing else missing
+        extra = {k for k in info['unexpected_keys'] if not k.endswith('position_ids')} if cls.__name__ in (model.config.architectures or ()) else ()
+        if extra: warnings.warn(f"{cls.__name__} from {str(name_or_path)!r}: {len(extra)} tensors of the checkpoint belong nowhere and are left out: {', '.join(sorted(extra))}.")
         if missing: warnings.warn(f"{cls.__name__} from {str(name_or_path)!r}: the checkpoint has no weights for {len(missing)} tensors, which stay random: {', '.join(sorted(missing))}.")
         return (model, info) if output_loading_info else model
 
