@@ -6,12 +6,13 @@
 __all__ = ['needs', 'given', 'text_batch', 'look', 'pairing', 'extract_features', 'picture_parts', 'image_features',
            'text_features', 'seen_features', 'match', 'cosines', 'match_probabilities', 'confidences']
 
-# %% ../../nbs/tasks/36b_features.ipynb #037db133
+# %% ../../nbs/tasks/36b_features.ipynb #83f1b4bb
 import torch
 from ..core import InputError
 from ..nets.pretraining import image_keys
 from .caption import caption_batch, token_logprobs
-from .pretrain import read, see
+from .pretrain import read
+from .retrieval import watch
 from .task import evaluating
 
 # %% ../../nbs/tasks/36b_features.ipynb #962f9b2d
@@ -55,11 +56,11 @@ def pairing(m:int, n:int)->torch.Tensor:
     if n % m: raise InputError(f"There are {m} pictures and {n} texts: pairs need one text per picture, or equally many for each (those of one picture are neighbours).")
     return torch.arange(m).repeat_interleave(n // m)
 
-# %% ../../nbs/tasks/36b_features.ipynb #6ecdd0e6
+# %% ../../nbs/tasks/36b_features.ipynb #17633a6b
 @torch.no_grad()
 def extract_features(
     task,                  # BlipRetrieval, BlipPretrain, or (pictures only) BlipCaption
-    images=None,           # a picture of any kind, a list of m, or a normalised float tensor (m, 3, h, w)
+    images=None,           # a picture of any kind, a list of m, a list of m videos (lists of frames), or a normalised float tensor (m, 3, h, w) or (m, t, 3, h, w)
     texts=None,            # a text or a list of n
     mode:str=None,         # 'image', 'text' or 'multimodal'; None: what was passed
     *, states:bool=False,  # every place and word, in place of one vector
@@ -74,18 +75,18 @@ def extract_features(
     if mode != 'image': given(texts, 'texts', mode)
     with evaluating(task): return _modes[mode](task, images, texts, states, batch_size)
 
-# %% ../../nbs/tasks/36b_features.ipynb #00f114fe
+# %% ../../nbs/tasks/36b_features.ipynb #ff6dd820
 def picture_parts(images, batch_size:int)->list:
-    "Parts of a list, an array or a tensor of pictures; a single one is a part."
-    several = isinstance(images, (list, tuple)) or getattr(images, 'ndim', 0) == 4
-    return [images[k:k + batch_size] for k in range(0, len(images), batch_size)] if several else [images]
+    "Parts of a list, an array or a tensor of pictures or videos; a single picture is a part."
+    if not isinstance(images, (list, tuple)) and getattr(images, 'ndim', 0) < 4: images = [images]
+    return [images[k:k + batch_size] for k in range(0, len(images), batch_size)]
 
 def image_features(task, images, texts=None, states:bool=False, batch_size:int=64):
-    "(m, p), or (m, s, width) with `states`."
+    "(m, p), or (m, s, width) with `states`; (m, t·s, width) of videos."
     parts = (task.pixels(p) for p in picture_parts(images, batch_size))
-    if states: return torch.cat([task.net.vision_model(p).last_hidden_state for p in parts])
+    if states: return torch.cat([task.net.vision_model(p.flatten(0, -4)).last_hidden_state.reshape(len(p), -1, task.net.config.vision_config.hidden_size) for p in parts])
     needs(task, 'vision_proj', "vectors to compare (states=True gives all of the vision tower's states)")
-    return torch.cat([see(task.net, p)[1] for p in parts])
+    return torch.cat([watch(task.net, p)[1] for p in parts])
 
 # %% ../../nbs/tasks/36b_features.ipynb #ff00e903
 def text_features(task, images, texts, states:bool=False, batch_size:int=64):
@@ -106,11 +107,11 @@ def seen_features(task, images, texts, states:bool=False, batch_size:int=64):
 
 _modes = dict(image=image_features, text=text_features, multimodal=seen_features)
 
-# %% ../../nbs/tasks/36b_features.ipynb #bfd77397
+# %% ../../nbs/tasks/36b_features.ipynb #06dfb3c5
 @torch.no_grad()
 def match(
     task,                 # BlipRetrieval, BlipPretrain, or (head='lm') BlipCaption
-    images,               # a picture of any kind, a list of m, or a normalised float tensor (m, 3, h, w)
+    images,               # as for `extract_features`
     texts,                # a text or a list of n
     head:str='itm',       # 'itm' (probability of a match), 'itc' (cosine) or 'lm' (confidence of a caption)
     *, pairs:bool=False,  # True: each text with its own picture only
@@ -121,7 +122,7 @@ def match(
     given(images, 'images', 'match'); given(texts, 'texts', 'match')
     texts = [texts] if isinstance(texts, str) else list(texts)
     with evaluating(task):
-        m = sum(1 if not isinstance(p, (list, tuple)) and getattr(p, 'ndim', 0) != 4 else len(p) for p in picture_parts(images, batch_size))
+        m = sum(map(len, picture_parts(images, batch_size)))
         rows, cols = (pairing(m, len(texts)), torch.arange(len(texts))) if pairs else torch.cartesian_prod(torch.arange(m), torch.arange(len(texts))).T
         scores = _heads[head](task, images, texts, rows.to(task.device), cols.to(task.device), batch_size).float()
     return scores if pairs else scores.view(m, -1)
