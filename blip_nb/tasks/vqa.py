@@ -261,7 +261,7 @@ def validate_answers(
     kinds = {'accuracy': [s for s, _ in found]} | {f'accuracy_{t}': [s for s, u in found if u == t] for t in sorted({str(t) for _, t in found if t is not None})}
     return {k: 100*sum(v)/len(v) for k, v in kinds.items()}
 
-# %% ../../nbs/tasks/34_vqa.ipynb #9325d8b7
+# %% ../../nbs/tasks/34_vqa.ipynb #9e6fe4ca
 def vqa_head(given, tokenizer)->tuple:
     "(answer decoder, options) from a module or a dict: `VQAGenerationHead` around `XBertLMHeadDecoder`, or the decoder alone."
     if isinstance(given, nn.Module): return given, {}
@@ -281,15 +281,14 @@ def read_answers(path)->list:
 
 def vqa_net(vision, text, decoder)->BlipForQuestionAnswering:
     "The net around parts that stay the modules they are."
-    width = {'question network': (text, vision.config.hidden_size), 'answer decoder': (decoder.bert, text.config.hidden_size)}
-    for name, (part, d) in width.items():
+    for name, part, d in (('question network', text, vision.config.hidden_size), ('answer decoder', decoder.bert, text.config.hidden_size)):
         if (has := part.encoder.layer[0].crossattention.self.key.in_features) != d: raise InputError(f"The {name} looks at states {has} wide, but gets {d}: set its encoder_width.")
     with torch.device('meta'): net = BlipForQuestionAnswering(BlipConfig(vision_config=vision.config.to_dict(), text_config=text.config.to_dict()))
     net.vision_model, net.text_encoder, net.text_decoder = vision, text, decoder
     net.config.vision_config, net.config.text_config = vision.config, text.config
     return net
 
-# %% ../../nbs/tasks/34_vqa.ipynb #31153c27
+# %% ../../nbs/tasks/34_vqa.ipynb #fa68cb5a
 class _Answering(BlipTask):
     "What a question answering task does."
     net_class = BlipForQuestionAnswering
@@ -303,13 +302,15 @@ class _Answering(BlipTask):
     def validate(self, rows, **options)->dict: return validate_answers(self, rows, **options)
     def tensor(self, images, data_samples=None, **kwargs):
         "The net's output for every question and its first answer, or [DEC] alone where there is none."
-        asked = [(i, q, list(a)[0]) if s.get('gt_answer') else (i, q, None) for i, s in enumerate(as_samples(data_samples)) for q, a in zip(questions_of(s, i), answers_of(s, i) if s.get('gt_answer') else questions_of(s, i))]
-        of, texts, answers = zip(*asked) if asked else ([], [], [])
+        samples = as_samples(data_samples)
+        asked = [(i, q) for i, s in enumerate(samples) for q in questions_of(s, i)]
         if not asked: raise InputError("There is nothing to answer: pass data_samples with a question for each picture.")
-        ids, mask = (x.to(self.device) for x in question_ids(self.tokenizer, list(texts), self.options['max_txt_len']))
-        start = torch.full((len(of), 1), self.tokenizer.bos_token_id)
-        words, keep = answer_ids(self.tokenizer, list(answers), self.options['reference_quirks']) if None not in answers else (start, torch.ones_like(start))
-        return self.net(ids, None, words.to(self.device), keep.to(self.device), mask, image_embeds=self.extract_feat(images)[list(of)], **kwargs)
+        of, texts = map(list, zip(*asked))
+        ids, mask = (x.to(self.device) for x in question_ids(self.tokenizer, texts, self.options['max_txt_len']))
+        words, keep = torch.full_like(ids[:, :1], self.tokenizer.bos_token_id), torch.ones_like(ids[:, :1])
+        if all(s.get('gt_answer') for s in samples):
+            words, keep = answer_ids(self.tokenizer, [next(iter(a)) for i, s in enumerate(samples) for a in answers_of(s, i)], self.options['reference_quirks'])
+        return self.net(ids, None, words.to(self.device), keep.to(self.device), mask, image_embeds=self.extract_feat(images)[of], **kwargs)
 
     @classmethod
     def from_net(cls, net, tokenizer=None, **options):
