@@ -7,14 +7,13 @@ __all__ = ['PAIR_FORMS', 'CLIPS', 'DrawnRows', 'ShapesQuestions', 'shapes_questi
            'pair_sentence', 'ShapesPairs', 'shapes_pairs', 'phrases', 'ShapesPhrases', 'shapes_phrases', 'ShapesVideos',
            'shapes_videos']
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #459f7cd3
+# %% ../../nbs/data/13b_shape_tasks.ipynb #d9ff7b74
 import math
 from dataclasses import dataclass
 from random import Random
 import numpy as np
 from ..core import InputError, key_seed
-from .shapes import LEVELS, OPPOSITE, RELATION_WORDS, SPLITS, _clear, _corners, _name, _pick, draw, make_scene, position, questions, relation
-from .shapes import COLOURS
+from .shapes import COLOURS, LEVELS, OPPOSITE, RELATION_WORDS, SPLITS, _clear, _corners, _name, _pick, draw, make_scene, position, questions, relation
 
 # %% ../../nbs/data/13b_shape_tasks.ipynb #cb9ab7d3
 @dataclass(frozen=True)
