@@ -85,7 +85,7 @@ def _files(row, field, root, places, cache, full):
         return cache[key]
     return [one(n) for n in row[field]] if isinstance(row[field], list) else one(row[field])
 
-# %% ../../nbs/data/14b_questions.ipynb #6331faf9
+# %% ../../nbs/data/14b_questions.ipynb #4f6f7929
 def _collect(pairs, source, images, on_error, unique=None, places=(), check_images=False, skipped=None):
     "Rows whose files exist and whose ids differ, as a data set; `images` is a folder, or a dict from a row's `dataset` to folders."
     report, rows, seen, cache = _Report(source, on_error), [], {}, {}
@@ -99,7 +99,7 @@ def _collect(pairs, source, images, on_error, unique=None, places=(), check_imag
             for field in ('image', 'video'):
                 if field in row: row = dict(row, **{field: _files(row, field, root, places, cache, check_images)})
         except InputError as e: report.problem(where, e, row if isinstance(row, dict) else None); continue
-        if unique: seen[row.get(unique)] = where
+        if unique and row.get(unique) is not None: seen[row[unique]] = where
         rows.append(row)
     said = report.write(skipped)
     if not rows: raise InputError(f"{source}: no usable row is left of {report.rows}. {said}")
@@ -123,29 +123,35 @@ def _worded(text, what):
     if not text.strip(): raise InputError(f"{what} has no words; write it, or remove the row.")
     return text
 
-# %% ../../nbs/data/14b_questions.ipynb #d9f1e3f3
+# %% ../../nbs/data/14b_questions.ipynb #3ec46d36
+def _tried(make, record):
+    "make(record), or what is wrong with the record."
+    try: return make(record)
+    except InputError as e: return e
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e: return InputError(f"is not of the published form ({type(e).__name__}: {e}); correct or remove it.")
+
 def _each(records, path, noun, make):
     "Pairs (where, make(record)); what `make` finds wrong takes the place of the row."
     if not isinstance(records, list): raise InputError(f"{path} should hold a list of {noun}s; it holds {type(records).__name__}. Is it another file, or cut off?")
     for i, r in enumerate(records):
         number = next((f" ({k} {r[k]})" for k in ('question_id', 'qa_id', 'id', 'image_id', 'identifier') if isinstance(r, dict) and k in r), '')
-        try: row = make(r)
-        except InputError as e: row = e
-        yield f"{path}, {noun} {i}{number}", row
+        yield f"{path}, {noun} {i}{number}", _tried(make, r)
 
-# %% ../../nbs/data/14b_questions.ipynb #63fef0a2
+# %% ../../nbs/data/14b_questions.ipynb #0c66bdba
 VQA_SPLITS = {'train': ('train2014', 'train2014'), 'val': ('val2014', 'val2014'), 'test': ('test2015', 'test2015'), 'test-dev': ('test-dev2015', 'test2015')}  # name: (of files, of pictures)
 
-def _list_in(path, key):
+def _lists(path, *keys):
+    "The lists of these names in a JSON file."
     data = _load_json(path)
-    if not isinstance(data, dict) or key not in data: raise InputError(f"{path} lacks the list {key!r}; is it another file?")
-    return data[key]
+    for key in keys:
+        if not isinstance(data, dict) or not isinstance(data.get(key), list): raise InputError(f"{path} lacks the list {key!r}; is it another file?")
+    return [data[key] for key in keys]
 
 def _vqa_pairs(questions, annotations, split, pictures, field='answer'):
     "Rows of a file of questions and, unless None, a file of annotations."
     notes, extra, used = {}, [], set()
     if annotations:
-        for where, a in _each(_list_in(annotations, 'annotations'), annotations, 'annotation', lambda a: _lack(a, ('question_id', 'answers'), 'an annotation') or a):
+        for where, a in _each(_lists(annotations, 'annotations')[0], annotations, 'annotation', lambda a: _lack(a, ('question_id', 'answers'), 'an annotation') or a):
             if isinstance(a, dict) and a['question_id'] not in notes: notes[a['question_id']] = a
             else: extra.append((where, a if isinstance(a, InputError) else InputError(f"the question_id {a['question_id']!r} was answered before in this file; remove one of the two.")))
     def make(q):
@@ -158,7 +164,7 @@ def _vqa_pairs(questions, annotations, split, pictures, field='answer'):
         said = [x.get(field, x.get('answer')) for x in a['answers']]
         answers, weights = weigh_answers(said)
         return dict(row, gt_answer=answers, gt_answer_weight=weights, human_answers=said, question_type=a.get('question_type'), answer_type=a.get('answer_type'))
-    yield from _each(_list_in(questions, 'questions'), questions, 'question', make)
+    yield from _each(_lists(questions, 'questions')[0], questions, 'question', make)
     yield from extra
     for i in (i for i in notes if i not in used): yield f"{annotations}, question_id {i}", InputError(f"belongs to no usable question of {questions}; are both of the same split?")
 
@@ -248,7 +254,7 @@ def gqa(
         for path in several: yield from _gqa_pairs(path, p)
     return _collect((x for p in _parts(split, GQA_SPLITS, 'GQA') for x in part(p)), f"GQA {split} in {folder}", images or _base(folder), on_error, 'question_id', **options)
 
-# %% ../../nbs/data/14b_questions.ipynb #850494f6
+# %% ../../nbs/data/14b_questions.ipynb #710b3816
 def visual_genome(
     folder,              # holds question_answers.json, or Salesforce's vg_qa.json
     split='train',       # there is only one
@@ -266,7 +272,7 @@ def visual_genome(
                     gt_answer=[_worded(q['answer'], 'the answer')], gt_answer_weight=[weight], split=split)
     data = _load_json(path)
     nested = isinstance(data, list) and data and isinstance(data[0], dict) and 'qas' in data[0]
-    pairs = _each([q for image in data for q in image.get('qas', [])], path, 'question', make) if nested else _entry_pairs(path, split, weight)
+    pairs = _each([q for image in data for q in (image['qas'] if isinstance(image, dict) and isinstance(image.get('qas'), list) else [image])], path, 'question', make) if nested else _entry_pairs(path, split, weight)
     return _collect(pairs, f"Visual Genome in {folder}", images or _base(folder), on_error, 'question_id', ('VG_100K', 'VG_100K_2'), **options)
 
 # %% ../../nbs/data/14b_questions.ipynb #1b029a24
