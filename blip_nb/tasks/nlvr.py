@@ -76,14 +76,14 @@ def label_numbers(samples:list, counts:list, names:tuple)->torch.Tensor:
         out += [label_number(v, names, where) for v in own]
     return torch.tensor(out)
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #c7963092
+# %% ../../nbs/tasks/36_nlvr.ipynb #d0548310
 def spread(image:torch.Tensor, counts:list)->torch.Tensor:
     "States of the pictures for texts of which picture i has `counts[i]`: as they are where all have equally many."
     return image if len(set(counts)) < 2 else image.repeat_interleave(torch.tensor(counts, device=image.device), 0)
 
-class Labelling(BlipTask):
-    "A task that puts texts, read with their pictures in view, into classes. Subclasses have `see` and `write`."
-    default_mode, names, fallback = 'tensor', ('False', 'True'), None
+class _Reading(BlipTask):
+    "A task that reads texts with pictures in view. Subclasses have `see`."
+    default_mode, fallback = 'tensor', None
 
     def token_ids(self, texts:list):
         "Ids and mask (n, t) from [ENC] on; with `reference_quirks` from [CLS] on."
@@ -102,6 +102,11 @@ class Labelling(BlipTask):
     def tensor(self, images, data_samples=None, **kwargs):
         "The net's output, one row per text."
         return self.read(images, data_samples, **kwargs)[0]
+
+# %% ../../nbs/tasks/36_nlvr.ipynb #9533bde2
+class Labelling(_Reading):
+    "A task that puts each text, read with its picture in view, into a class. Subclasses have `see` and `write`."
+    names = 'False', 'True'
 
     def training_losses(self, images, data_samples)->dict:
         "`loss`, and the batch's share of right answers for the log."
@@ -186,26 +191,10 @@ def from_other_net(cls, task, net, **options):
     if 'data_preprocessor' not in options: new.pixels_cfg = task.pixels_cfg | dict(size=net.config.vision_config.image_size)
     return new.to(task.device)
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #f0b65bfb
-class BlipNLVR(Labelling):
-    "Is a sentence true of two pictures? With the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
+# %% ../../nbs/tasks/36_nlvr.ipynb #2f688bd2
+class _Comparing(Labelling):
+    "What a task about pairs does."
     net_class = BlipForNLVR
-
-    def __init__(self,
-        vision_backbone,               # BlipVisionModel, or dict(type='VisionTransformer', …)
-        multimodal_backbone,           # BlipTwinTextModel, its BlipTextConfig, or dict(type='BertModel', config=…)
-        tokenizer=None,                # tokenizer, name, folder or dict; None: the packaged BERT vocabulary
-        max_txt_len:int=35,            # tokens of a sentence
-        data_preprocessor=None,        # dict with mean, std, to_rgb, standardize; None: CLIP's
-        init_cfg=None,                 # dict(type='Pretrained', checkpoint=…)
-        *, head:nn.Sequential=None,    # Linear, ReLU, Linear to 2; None: a new one
-        reference_quirks:bool=False,   # sentences keep [CLS], as in mmpretrain; published weights were trained with [ENC]
-        device=None,
-    ):
-        tokenizer = tokenizer_part(tokenizer)
-        net = labelling_net(self.net_class, vision_part(vision_backbone), twin_part(multimodal_backbone, tokenizer), head, 2)
-        super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
-        self.options = dict(max_txt_len=max_txt_len, reference_quirks=reference_quirks)
 
     def transform(self, train=False, augment=None)->PairTransform:
         "Pair → (2, 3, H, W); for training each picture with its own augmentation."
@@ -241,3 +230,22 @@ class BlipNLVR(Labelling):
     def from_pretraining(cls, task, image_size:int=None, **options):
         "A new task with a copy of the weights of a `BlipPretrain` or `BlipRetrieval`, with positions resampled for pictures of another size; a warning lists what stays random."
         return from_other_net(cls, task, cls.net_class.from_single(task.net, image_size), **options)
+
+# %% ../../nbs/tasks/36_nlvr.ipynb #e659b313
+class BlipNLVR(_Comparing):
+    "Is a sentence true of two pictures? With the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
+    def __init__(self,
+        vision_backbone,               # BlipVisionModel, or dict(type='VisionTransformer', …)
+        multimodal_backbone,           # BlipTwinTextModel, its BlipTextConfig, or dict(type='BertModel', config=…)
+        tokenizer=None,                # tokenizer, name, folder or dict; None: the packaged BERT vocabulary
+        max_txt_len:int=35,            # tokens of a sentence
+        data_preprocessor=None,        # dict with mean, std, to_rgb, standardize; None: CLIP's
+        init_cfg=None,                 # dict(type='Pretrained', checkpoint=…)
+        *, head:nn.Sequential=None,    # Linear, ReLU, Linear to 2; None: a new one
+        reference_quirks:bool=False,   # sentences keep [CLS], as in mmpretrain; published weights were trained with [ENC]
+        device=None,
+    ):
+        tokenizer = tokenizer_part(tokenizer)
+        net = labelling_net(self.net_class, vision_part(vision_backbone), twin_part(multimodal_backbone, tokenizer), head, 2)
+        super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
+        self.options = dict(max_txt_len=max_txt_len, reference_quirks=reference_quirks)
