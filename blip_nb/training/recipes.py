@@ -129,11 +129,12 @@ def lr_at(
     epoch = step // per_epoch
     return cosine_epoch(epoch, r.epochs, r.lr, r.min_lr) if r.schedule == 'cosine_epoch' else step_decay(epoch, r.lr, r.min_lr, r.decay)
 
-# %% ../../nbs/training/40_recipes.ipynb #2f55be84
+# %% ../../nbs/training/40_recipes.ipynb #544c9c47
 _paper = Recipe(decay_all=True, grad_clip=None)
 _tuned = _paper.but(batch_size=256, schedule='cosine_epoch')
 _coco = _tuned.but(epochs=5, select_on='CIDEr+BLEU-4', generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
 _search = _tuned.but(epochs=6, select_on='mean_recall', source='BLIP, retrieval on COCO and Flickr30k at 384 px (arXiv 2201.12086)')
+_asked = _tuned.but(select_on='accuracy', source='BLIP, VQA at 480 px and NLVR2 at 384 px (arXiv 2201.12086)')
 _first = _paper.but(epochs=20, schedule='step_decay', warmup=3000, min_lr=1e-6, augment=dict(scale=(.2, 1.)), eval_every=0, source='BLIP, pre-training at 224 px (arXiv 2201.12086)')
 
 _small = Recipe(lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16')
@@ -148,7 +149,11 @@ RECIPES = dict(
     shapes=_drawn.but(captions_per_image=3, select_on='CIDEr', generate=dict(num_beams=1)),
     photos=_aerial.but(captions_per_image=2, select_on='CIDEr', generate=dict(num_beams=3)),
     retrieval_shapes=_drawn.but(epochs=16, batch_size=64, select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
-    pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)))
+    pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)),
+    vqa_base=_asked.but(lr=2e-5, epochs=10, eval_every=0, select_on=None), nlvr_base=_asked.but(lr=3e-5, epochs=15),
+    **{f'{task}_shapes': _drawn.but(epochs=6, captions_per_image=6, select_on='accuracy') for task in ('vqa', 'nlvr', 'grounding', 'classification')},
+    **{f'{task}_photos': _aerial.but(captions_per_image=4, select_on='accuracy') for task in ('vqa', 'nlvr', 'grounding', 'classification')},
+    vqa_clips=_drawn.but(epochs=6, captions_per_image=6, select_on='accuracy'))
 
 # %% ../../nbs/training/40_recipes.ipynb #bd838fa0
 def find_recipe(

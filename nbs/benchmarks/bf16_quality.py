@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from blip_nb.demo import demo_data
+from blip_nb.small import demo_data
 from blip_nb.evaluation.captions import caption_scores, caption_scores_per_image, paired_bootstrap
 from blip_nb.tasks.caption import BlipCaption
 

@@ -13,7 +13,7 @@ import time
 import torch
 
 from blip_nb.data.text import CleanCaptions, clean_caption
-from blip_nb.demo import SIZES, all_captions, demo_data, small_captioner, small_pretrainer
+from blip_nb.small import SIZES, all_captions, demo_data, small_captioner, small_pretrainer
 from blip_nb.tasks.retrieval import BlipRetrieval
 from blip_nb.training.loop import fit
 from blip_nb.training.recipes import RECIPES
