@@ -13,27 +13,27 @@ from ..core import InputError
 from ..nets.pretraining import image_keys
 from ..nets.text import lm_loss
 
-# %% ../../nbs/tasks/33b_ranking.ipynb #3e64927f
+# %% ../../nbs/tasks/33b_ranking.ipynb #b1ecd6fa
 def answer_ids(tokenizer, answers:list, quirk:bool=False)->tuple:
     "(ids from [DEC] on, or from [CLS] with `quirk`; mask), (n, t) each."
     enc = tokenizer(answers, padding='longest', return_tensors='pt')
-    empty = next((a for a, m in zip(answers, enc.attention_mask) if m.sum() < 3), None)
-    if empty is not None: raise InputError(f"The answer {empty!r} has no words that the tokenizer knows of.")
+    empty = (enc.attention_mask.sum(1) < 3).nonzero()[:, 0].tolist()
+    if empty: raise InputError(f"The answer {answers[empty[0]]!r} has no words that the tokenizer knows of.")
     ids = enc.input_ids.clone()
     if not quirk: ids[:, 0] = tokenizer.bos_token_id
     return ids, enc.attention_mask
 
-# %% ../../nbs/tasks/33b_ranking.ipynb #3c4c6db2
+# %% ../../nbs/tasks/33b_ranking.ipynb #17110d2e
 def candidate_table(tokenizer, answers:list)->tuple:
     "(row of each answer, name of each row, ids (m, t), mask (m, t)); answers of equal ids share a row."
     bad = next((a for a in answers if not isinstance(a, str) or not a.strip()), False)
     if bad is not False: raise InputError(f"There is an empty candidate answer: {bad!r}. Take it off the list.")
     ids, mask = answer_ids(tokenizer, answers)
-    place, names = {}, {}
-    rows = {a: place.setdefault(tuple(r), len(place)) for a, r in zip(answers, ids.tolist())}
-    for a, r in rows.items(): names.setdefault(r, a.strip())
-    first = [answers.index(a) for a in dict(sorted(((r, a) for a, r in reversed(rows.items())))).values()]
-    return rows, [names[r] for r in range(len(names))], ids[first], mask[first]
+    place, rows, first = {}, {}, []
+    for i, (a, r) in enumerate(zip(answers, map(tuple, ids.tolist()))):
+        if r not in place: place[r] = len(first); first.append(i)
+        rows[a] = place[r]
+    return rows, [answers[i].strip() for i in first], ids[first], mask[first]
 
 # %% ../../nbs/tasks/33b_ranking.ipynb #32037efc
 def rank_plainly(decoder, states, mask, ids, ids_mask, k:int=128)->tuple:
