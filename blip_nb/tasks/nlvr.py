@@ -103,17 +103,17 @@ class _Reading(BlipTask):
         "The net's output, one row per text."
         return self.read(images, data_samples, **kwargs)[0]
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #9533bde2
+# %% ../../nbs/tasks/36_nlvr.ipynb #b549fc09
 class Labelling(_Reading):
     "A task that puts each text, read with its picture in view, into a class. Subclasses have `see` and `write`."
     names = 'False', 'True'
 
     def training_losses(self, images, data_samples)->dict:
-        "`loss`, and the batch's share of right answers for the log."
+        "`loss`, and `train_accuracy` (0–100) of the batch for the log."
         out, counts, samples = self.read(images, data_samples)
         labels = label_numbers(samples, counts, self.names).to(out.logits.device)
         loss = F.cross_entropy(out.logits.float(), labels, label_smoothing=self.options.get('label_smoothing', 0.))
-        return dict(loss=loss, accuracy=(out.logits.argmax(-1) == labels).float().mean())
+        return dict(loss=loss, train_accuracy=100 * (out.logits.argmax(-1) == labels).float().mean())
     def loss(self, images, data_samples)->dict: return dict(loss=self.training_losses(images, data_samples)['loss'])
 
     def predict(self, images, data_samples=None)->list:
@@ -177,12 +177,12 @@ def labelling_net(cls, vision, text, head, labels:int):
     net.config.vision_config, net.config.text_config = vision.config, text.config
     return net
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #74600922
+# %% ../../nbs/tasks/36_nlvr.ipynb #69d48eb4
 def from_other_task(cls, name_or_path, device=None, net_options:dict={}, **options):
     "A task of class `cls` that begins with the weights of a folder of another kind; a warning lists what stays random."
-    about, net = read_json(name_or_path, 'task.json'), cls.net_class.from_pretrained(name_or_path, **net_options)
-    task = cls.from_net(net, load_tokenizer(name_or_path), **options)
-    task.pixels_cfg |= about.get('pixels', {})
+    about, pre = read_json(name_or_path, 'task.json'), read_json(name_or_path, 'preprocessor_config.json')
+    task = cls.from_net(cls.net_class.from_pretrained(name_or_path, **net_options), load_tokenizer(name_or_path), **options)
+    task.pixels_cfg |= about.get('pixels', {k: pre[f'image_{k}'] for k in ('mean', 'std') if f'image_{k}' in pre})
     return task.eval().to(device) if device is not None else task.eval()
 
 def from_other_net(cls, task, net, **options):
