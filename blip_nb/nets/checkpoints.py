@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['classes', 'heads', 'explained', 'wrapped', 'read_state', 'config_overrides', 'config_from_shapes', 'shared_names',
-           'fill', 'from_checkpoint', 'training_state', 'to_checkpoint', 'write_state', 'convert']
+           'fill', 'from_checkpoint', 'training_state', 'coordinate_buffers', 'to_checkpoint', 'write_state', 'convert']
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #c9247b91
+# %% ../../nbs/nets/28_checkpoints.ipynb #9ebbd73c
 import contextlib, json, os, pickle, re, warnings
 from functools import reduce
 from pathlib import Path
@@ -15,7 +15,9 @@ from transformers import BlipConfig
 from transformers.initialization import no_init_weights
 from ..core import InputError
 from .blip import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering, BlipModel
-from .keys import back, mmpretrain, recognise, rename, salesforce, split, table
+from .classification import BlipForClassification
+from .grounding import BlipForGrounding, words
+from .keys import back, coordinates, mmpretrain, recognise, rename, salesforce, split, table
 from .nlvr import BlipForNLVR
 from .pretraining import BlipForPreTraining
 from .vision import checkpoint_files
@@ -68,7 +70,7 @@ def config_overrides(config)->tuple:
     med = {k: c[k] for k in _of_text if k in c}                                       # a Salesforce JSON
     return med | c.get('text_config', {}), c.get('vision_config', {})
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #6ab5e424
+# %% ../../nbs/nets/28_checkpoints.ipynb #a5af3d87
 def config_from_shapes(
     state:dict,   # tensors under our names
     config=None,  # BlipConfig, or overrides, see `config_overrides`
@@ -90,14 +92,15 @@ def config_from_shapes(
     if any('.crossattention.self0.' in k for k in state):
         t['merge_from'] = min((int(k.split('.layer.')[1].split('.')[0]) for k in state if k.endswith('.merge_layer.weight')), default=layers)
     top = {c: state[k].shape[0] for k, c in (('vision_proj.weight', 'image_text_hidden_size'), ('visual_projection.weight', 'projection_dim'), ('cls_head.2.weight', 'num_labels')) if k in state}
+    if 'bin_ids' in state: top |= dict(box_start_token_id=int(state['box_start_ids'][0]), first_bin_token_id=int(state['bin_ids'][0]), num_bins=len(state['bin_ids']) - 1)
     more_text, more_vision = config_overrides(config)
     return BlipConfig(text_config=t | more_text, vision_config=v | more_vision, **top)
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #25971a0b
+# %% ../../nbs/nets/28_checkpoints.ipynb #108976ee
 classes = {'caption': BlipForConditionalGeneration, 'vqa': BlipForQuestionAnswering, 'itm': BlipForImageTextRetrieval, 'retrieval': BlipForImageTextRetrieval, 'base': BlipForImageTextRetrieval,
-           'features': BlipForImageTextRetrieval, 'nlvr': BlipForNLVR, 'pretrain': BlipForPreTraining, 'model': BlipModel}
+           'features': BlipForImageTextRetrieval, 'nlvr': BlipForNLVR, 'classification': BlipForClassification, 'grounding': BlipForGrounding, 'pretrain': BlipForPreTraining, 'model': BlipModel}
 heads = {'base': ('itm_head.', 'vision_proj.', 'text_proj.'), 'features': ('itm_head.',)}
-explained = {'position_ids': "a count from 0, not a weight: written again on the way back"}  # may be left over
+explained = {'position_ids': "a count from 0, not a weight: written again on the way back"} | dict.fromkeys(coordinates.values(), "ids, kept in the config: written again on the way back")  # may be left over
 
 def shared_names(net)->list:
     "Lists of names that stand for one and the same parameter."
@@ -177,7 +180,16 @@ def training_state(
     if problems: raise InputError(f"The training state of this {kind} checkpoint is incomplete. " + '; '.join(problems) + '.')
     return found
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #cda3a236
+# %% ../../nbs/nets/28_checkpoints.ipynb #f5993f96
+def coordinate_buffers(net)->dict:
+    "What mmpretrain's grounding head keeps beside its weights, from the config: start, bins, and −10000 for every other word."
+    start, first, bins = words(net.config)
+    p = net.text_decoder.get_input_embeddings().weight
+    ids, mask = torch.arange(first, first + bins + 1), torch.full((len(p),), -10000., dtype=p.dtype)
+    mask[ids] = -0.
+    return dict(zip(coordinates, (torch.tensor([start]), ids, mask)))
+
+# %% ../../nbs/nets/28_checkpoints.ipynb #1276b9d0
 def to_checkpoint(
     net,                    # any of our nets
     layout:str='salesforce',# 'salesforce', 'lavis', 'mmpretrain' or 'hf'
@@ -199,6 +211,7 @@ def to_checkpoint(
         missing = [k for k in _expected(own, rows) if k not in training]
         if rest or missing: raise InputError(f"The training state does not fit a {kind} checkpoint in the layout {layout!r}" + (f"; it has no place for {', '.join(rest)}" if rest else '') + (f"; missing: {', '.join(missing)}" if missing else '') + '.')
         state |= more
+    if layout == 'mmpretrain' and kind == 'grounding': state |= coordinate_buffers(net)
     if layout != 'hf': state |= {k.replace('position_embeddings.weight', 'position_ids'): torch.arange(len(v))[None] for k, v in state.items() if k.endswith('.position_embeddings.weight')}
     return state
 

@@ -14,11 +14,11 @@ from ..data.text import load_tokenizer
 from .checkpoints import classes, from_checkpoint, read_state, to_checkpoint, training_state, write_state
 from .keys import recognise
 
-# %% ../../nbs/nets/28b_zoo.ipynb #b9a19ee1
+# %% ../../nbs/nets/28b_zoo.ipynb #fd2a3a0b
 class Published(NamedTuple):
     "One row: a published name and where its weights are."
     name: str          # as its program writes it
-    task: str          # caption, vqa, retrieval, nlvr, pretrain
+    task: str          # caption, vqa, retrieval, nlvr, grounding, pretrain
     size: str          # of the image tower: base or large
     hub: str           # repository on the hub, '' where none is known
     file: str          # the original file
@@ -34,7 +34,7 @@ _C, _V, _I = 'Salesforce/blip-image-captioning-', 'Salesforce/blip-vqa-', 'Sales
 _retrieval, _paper = {'base-coco': '81.9/64.3', 'large-coco': '82.4/65.1', 'base-flickr': '97.3/87.3', 'large-flickr': '97.4/87.6'}, 'R@1 {} (paper)'
 def _recall(which): return f"{dict(coco='COCO', flickr='Flickr30k')[which.split('-')[1]]} {_paper.format(_retrieval[which])}"
 
-# %% ../../nbs/nets/28b_zoo.ipynb #798644ea
+# %% ../../nbs/nets/28b_zoo.ipynb #3e713da4
 published = [
     Published(_C + 'base', 'caption', 'base', _C + 'base', 'model_base_capfilt_large.pth', True, ''),
     Published(_C + 'large', 'caption', 'large', _C + 'large', '', True, ''),
@@ -62,6 +62,7 @@ published = [
     Published('blip-base_3rdparty_caption', 'caption', 'base', _C + 'base', 'blip_coco_caption_base.pth', False, 'COCO CIDEr 132.82 (mmpretrain)'),
     Published('blip-base_3rdparty_vqa', 'vqa', 'base', _V + 'capfilt-large', 'model_base_vqa_capfilt_large.pth', True, 'VQAv2 78.20 (mmpretrain)'),
     Published('blip-base_3rdparty_retrieval', 'retrieval', 'base', _I + 'base-coco', 'blip_coco_retrieval.pth', False, 'COCO R@1 82.52/64.82 (mmpretrain)'),
+    Published('blip-base_8xb16_refcoco', 'grounding', 'base', '', 'blip-base_8xb16_refcoco_20230508-d2d10f4c.pth', False, 'RefCOCO testA 86.14 (mmpretrain)'),
     Published('blip-base_3rdparty_nlvr', 'nlvr', 'base', '', 'model_base_nlvr.pth', False, 'NLVR2 82.33 (mmpretrain)'),
 ]
 
@@ -89,8 +90,8 @@ def list_models(
     if task is not None and task not in kinds: raise InputError(f"There are no models for the task {task!r}; there are {', '.join(kinds)}.")
     return Models(m for m in published if task in (None, m.task))
 
-# %% ../../nbs/nets/28b_zoo.ipynb #3cca496e
-task_classes = {'caption': 'BlipCaption', 'vqa': 'BlipVQA', 'retrieval': 'BlipRetrieval', 'nlvr': 'BlipNLVR', 'pretrain': 'BlipPretrain'}
+# %% ../../nbs/nets/28b_zoo.ipynb #525930f2
+task_classes = {'caption': 'BlipCaption', 'vqa': 'BlipVQA', 'retrieval': 'BlipRetrieval', 'nlvr': 'BlipNLVR', 'grounding': 'BlipGrounding', 'classification': 'BlipClassification', 'pretrain': 'BlipPretrain'}
 _of_kind = {'itm': 'retrieval', 'base': 'retrieval', 'features': 'retrieval'}                       # checkpoints that serve a task of another name
 _of_net = {cls.__name__: _of_kind.get(kind, kind) for kind, cls in classes.items() if kind != 'model'}
 
@@ -130,10 +131,10 @@ def _from_file(path, task, tokenizer, device, options):
     if hasattr(loaded, 'memory') and 'image_queue' in train: loaded.load_training_state(train)
     return loaded if device is None else loaded.to(device)
 
-# %% ../../nbs/nets/28b_zoo.ipynb #6defec2b
+# %% ../../nbs/nets/28b_zoo.ipynb #4b9eae2f
 def load(
     name_or_path,      # a name of `list_models()`, a hub repository, a folder, or a file in any known layout
-    task:str=None,     # 'caption', 'vqa', 'retrieval', 'nlvr', 'pretrain'; None: what the weights are for
+    task:str=None,     # 'caption', 'vqa', 'retrieval', 'nlvr', 'grounding', 'classification', 'pretrain'; None: what the weights are for
     device=None,
     tokenizer=None,    # for files without one; None: the packaged BERT vocabulary
     **options,         # of the task
