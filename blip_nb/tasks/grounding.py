@@ -35,9 +35,9 @@ def grounding_net(vision, text, multimodal, decoder, coordinates:tuple)->BlipFor
     words(net.config); net.freeze_unused()
     return net
 
-# %% ../../nbs/tasks/37_grounding.ipynb #211c6d52
-class _Grounding(BlipTask):
-    "What a grounding task does."
+# %% ../../nbs/tasks/37_grounding.ipynb #2b83e7be
+class _Views(BlipTask):
+    "Pictures that keep their windows."
     net_class = BlipForGrounding
 
     def transform(self, train=False, augment=None)->BoxTransform:
@@ -59,6 +59,9 @@ class _Grounding(BlipTask):
         if len({v.shape for v in views}) > 1: raise InputError(f"The pictures of one batch are tensors of {' and '.join(sorted({str(tuple(v.shape)) for v in views}))}: make them equally large.")
         return torch.stack(views).to(p.device, p.dtype)
 
+# %% ../../nbs/tasks/37_grounding.ipynb #7e76cb41
+class _Grounding(_Views):
+    "What a grounding task does."
     def extract_feat(self, images)->torch.Tensor:
         "The vision tower's states, (B, L, D)."
         return self.net.vision_model(self.pixels(images)).last_hidden_state
@@ -125,7 +128,7 @@ def grounding_loss(task, images, data_samples)->tuple:
     if o['reference_quirks']: return reference_losses(out.logits, centred(boxes), labels, o['l1_weight'], o['giou_weight']), out
     return box_losses(out.logits, centred(boxes), o['bin_smoothing'], o['l1_weight'], o['giou_weight']), out
 
-# %% ../../nbs/tasks/37_grounding.ipynb #a4ee39a2
+# %% ../../nbs/tasks/37_grounding.ipynb #855ad27e
 def check_decode(decode):
     if decode not in ('greedy', 'expected'): raise InputError(f"decode is {decode!r}; it must be 'greedy' or 'expected'.")
     return decode
@@ -155,6 +158,7 @@ def predict_boxes(
         at += len(g)
     return samples
 
+# %% ../../nbs/tasks/37_grounding.ipynb #faac48a5
 def validate_boxes(
     task,
     rows,                  # rows with image, text and gt_bboxes

@@ -25,7 +25,7 @@ def one_each(values, n:int, what:str)->list:
     if len(values) != n: raise InputError(f"There are {n} boxes and {len(values)} {what}: pass one for each.")
     return values
 
-# %% ../../nbs/visual/61b_boxes.ipynb #642358f7
+# %% ../../nbs/visual/61b_boxes.ipynb #d68ff557
 def show_boxes(
     image,         # anything `read_image` takes
     boxes,         # (4,) or (N, 4): x0 y0 x1 y1 in pixels of the picture
@@ -44,7 +44,8 @@ def show_boxes(
     ax.imshow(image, extent=(0, image.width, image.height, 0)); ax.axis('off')
     for kind, line in ((boxes, '-'), (truth, '--')):
         for i, (x0, y0, x1, y1) in enumerate(kind): ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ls=line, lw=1.8, ec=colours[i % len(colours)]))
-    for i, ((x0, y0, _, _), label, score) in enumerate(zip(boxes, labels, scores)):
+    for i, ((x0, y0, x1, _), label, score) in enumerate(zip(boxes, labels, scores)):
         said = ' '.join(s for s in (label, None if score is None else f'{score:.2f}') if s)
-        if said: ax.text(x0, y0, said, fontsize=7, color='white', va='bottom', clip_on=False, bbox=dict(boxstyle='square,pad=.15', fc=colours[i % len(colours)], ec='none'))
+        right = x0 + x1 > image.width                                            # text of boxes on the right grows to the left
+        if said: ax.text(x1 if right else x0, y0, said, fontsize=7, color='white', va='bottom', ha='right' if right else 'left', clip_on=False, bbox=dict(boxstyle='square,pad=.15', fc=colours[i % len(colours)], ec='none'))
     return ax.figure
