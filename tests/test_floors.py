@@ -8,18 +8,20 @@ from tree import HAND_MADE, ROOT
 FLOOR = {
     "core": 0,
     "data.samples": 1, "data.text": 1, "data.images": 1, "data.shapes": 1, "data.datasets": 2,
+    "data.video": 2, "data.shape_tasks": 2, "data.questions": 3, "data.published": 4, "data.tables": 4,
     "nets.attention": 1, "nets.prompts": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
-    "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5,
+    "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5, "nets.grounding": 5, "nets.classification": 5,
     "nets.checkpoints": 6,  # it builds all of the nets
     "nets.zoo": 7,
     "evaluation.ptb": 1, "evaluation.recall": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
-    "visual.report": 2, "visual.attention": 3,  # attention writes its pages with report
+    "visual.report": 2, "visual.boxes": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
-    "tasks.pretrain": 9, "tasks.retrieval": 10, "tasks.features": 10,  # retrieval uses the parts of pretrain's step
+    "tasks.pretrain": 9, "tasks.retrieval": 10, "tasks.features": 11,  # retrieval uses the parts of pretrain's step
+    "tasks.boxes": 8, "tasks.grounding": 9, "tasks.ranking": 10, "tasks.vqa": 11, "tasks.nlvr": 10, "tasks.classification": 12,  # ranking and the like share what pre-training made
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
-    "demo": 11, "cli": 12,
+    "small": 13, "demo": 14, "train_command": 14, "cli": 15,
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",

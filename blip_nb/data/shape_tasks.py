@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR_FORMS', 'CLIPS', 'DrawnRows', 'ShapesQuestions', 'shapes_questions', 'pair_truth', 'pair_scenes',
-           'pair_sentence', 'ShapesPairs', 'shapes_pairs', 'phrases', 'ShapesPhrases', 'shapes_phrases', 'ShapesVideos',
-           'shapes_videos']
+           'pair_sentence', 'single_sentence', 'ShapesPairs', 'shapes_pairs', 'phrases', 'ShapesPhrases',
+           'shapes_phrases', 'ShapesVideos', 'shapes_videos']
 
 # %% ../../nbs/data/13b_shape_tasks.ipynb #d9ff7b74
 import math
@@ -152,11 +152,27 @@ def pair_sentence(rng:Random, truth:dict, kind:str, subject:str)->tuple:
     shown = cell[::-1] if kind == 'only' and side == 'right' else cell
     return form.format(x=_phrase(rng, t, subject, shown), side=side, other=other), int(cell in true)
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #80e9d268
+# %% ../../nbs/data/13b_shape_tasks.ipynb #32159b16
+def single_sentence(rng:Random, scenes:list, level:str)->tuple:
+    "(sentence about the left or the right picture alone, 1 if it is true else 0, subject)"
+    side, true, lv = rng.randrange(2), rng.random() < .5, LEVELS[level]
+    here, there = ([(o['colour'], o['shape']) for o in scenes[k]['objects']] for k in (side, 1 - side))
+    a, b = rng.sample(scenes[side]['objects'], 2)
+    if a['shape'] != b['shape'] and rng.random() < .4:
+        r = relation(a, b) if true else rng.choice([r for r in OPPOSITE if r != relation(a, b)])
+        subject, phrase = 'relation', f"a {a['shape']} {rng.choice(RELATION_WORDS[r])} a {b['shape']}"
+    else:
+        others = [x for x in there if x not in here]
+        looks = here if true else others if others and rng.random() < .5 else [(c, s) for c in lv.colours for s in lv.shapes if (c, s) not in here]
+        subject, phrase = 'name', _name(dict(zip(('colour', 'shape'), rng.choice(looks))))
+    return f"the {('left', 'right')[side]} picture shows {phrase}", int(true), subject
+
+# %% ../../nbs/data/13b_shape_tasks.ipynb #caccfb9c
 @dataclass(frozen=True)
 class ShapesPairs(DrawnRows):
-    "Rows: image [left, right], text, gt_label (1 true, 0 false), kind, subject (all four lists when `per_pair` > 1), image_id, scenes [left, right], split."
-    per_pair:int=1        # sentences of one pair, up to 7
+    "Rows: image [left, right], text, gt_label (1 true, 0 false), kind, subject (all four lists when there are several sentences), image_id, scenes [left, right], split."
+    per_pair:int=1        # sentences of one pair that need both pictures, up to 7
+    single:int=0          # sentences about one picture alone, kind 'single', added to them
     def __post_init__(self):
         super().__post_init__()
         if not 1 <= self.per_pair <= 7: raise InputError(f"per_pair is {self.per_pair}; a pair has 1 to 7 sentences of different kinds.")
@@ -165,13 +181,14 @@ class ShapesPairs(DrawnRows):
         truth = pair_truth(rng, self.level)
         scenes = pair_scenes(rng, truth, self.level, [self.seed, SPLITS.index(self.split), i, 10])
         asked = rng.sample(_pair_kinds(truth), self.per_pair)
-        said = [pair_sentence(rng, truth, *a) for a in asked]
-        columns = dict(text=[s[0] for s in said], gt_label=[s[1] for s in said], kind=[a[0] for a in asked], subject=[a[1] for a in asked])
-        return dict(image=[draw(s, self.size) for s in scenes], **{k: v if self.per_pair > 1 else v[0] for k, v in columns.items()}, scenes=scenes)
+        said = [(*pair_sentence(rng, truth, *a), *a) for a in asked]
+        said += [(text, label, 'single', subject) for text, label, subject in (single_sentence(rng, scenes, self.level) for _ in range(self.single))]
+        columns = dict(zip(('text', 'gt_label', 'kind', 'subject'), map(list, zip(*said))))
+        return dict(image=[draw(s, self.size) for s in scenes], **{k: v if len(said) > 1 else v[0] for k, v in columns.items()}, scenes=scenes)
 
-def shapes_pairs(n:int, seed:int=0, level:str='default', split:str='train', size:int=64, per_pair:int=1)->ShapesPairs:
+def shapes_pairs(n:int, seed:int=0, level:str='default', split:str='train', size:int=64, per_pair:int=1, single:int=0)->ShapesPairs:
     "n pairs of drawn pictures, each with a sentence (or several) that is true or false of the two."
-    return ShapesPairs(n, seed, level, split, size, per_pair)
+    return ShapesPairs(n, seed, level, split, size, per_pair, single)
 
 # %% ../../nbs/data/13b_shape_tasks.ipynb #b69e65f4
 def phrases(scene:dict, rng:Random)->list:
