@@ -141,10 +141,20 @@ def refcoco(
     pairs = (x for p in _parts(split, ('train', 'val', 'test', 'testA', 'testB'), 'RefCOCO') for x in part(p))
     return _collect(pairs, f"RefCOCO {split} in {folder}", images or _base(folder), on_error, places=('train2014', 'images/train2014', 'images/mscoco/images/train2014'), **options)
 
-# %% ../../nbs/data/14c_published.ipynb #88d8d1fb
+# %% ../../nbs/data/14c_published.ipynb #14c3d6bb
 SNLI_VE_LABELS = ('contradiction', 'neutral', 'entailment')  # in the order of the published checkpoints
 SNLI_VE_SPLITS = dict(train='train', dev='dev', val='dev', test='test')
 
+class _LabelledRows(list):
+    "Rows that may have `labels`, where `datasets` is not installed."
+
+def _named(rows, labels):
+    "The rows, with the names of their classes as `labels`."
+    rows = _LabelledRows(rows) if isinstance(rows, list) else rows
+    rows.labels = list(labels)
+    return rows
+
+# %% ../../nbs/data/14c_published.ipynb #c71277e0
 def snli_ve(
     folder,           # holds snli_ve_train.jsonl …, or ve_train.json …
     split='train',    # 'train', 'dev' (or 'val'), 'test'
@@ -153,10 +163,12 @@ def snli_ve(
     **options,
 ):
     "SNLI-VE (arXiv 1901.06706): pictures, hypotheses, and whether they follow."
+    undecided = []
     def make(e, p):
         name = _pick(e, ('Flickr30K_ID', 'Flickr30kID', 'Flikr30kID', 'image')) if isinstance(e, dict) else None
         label, text = (_pick(e, ('gold_label', 'label')), _pick(e, ('sentence2', 'sentence'))) if name is not None else (None, None)
         if name is None or text is None: raise InputError("has no Flickr30K_ID or no sentence2; is it a row of SNLI-VE?")
+        if label == '-': undecided.append(e); return None
         if label not in SNLI_VE_LABELS: raise InputError(f"has the label {label!r}; known are {', '.join(SNLI_VE_LABELS)}.")
         name = str(name) if str(name).lower().endswith('.jpg') else f'{name}.jpg'
         row = dict(image=name, image_id=Path(name).stem, text=_worded(text, 'the hypothesis'), gt_label=SNLI_VE_LABELS.index(label), split=p)
@@ -164,8 +176,10 @@ def snli_ve(
     def part(p):
         path = _found(folder, [f'snli_ve_{SNLI_VE_SPLITS[p]}.jsonl', f'snli_ve_{SNLI_VE_SPLITS[p]}.json', f've_{SNLI_VE_SPLITS[p]}.json'], f"rows of SNLI-VE's split {p}")
         return _rows(path, lambda e: make(e, p))
-    pairs = (x for p in _parts(split, SNLI_VE_SPLITS, 'SNLI-VE') for x in part(p))
-    return _collect(pairs, f"SNLI-VE {split} in {folder}", images or _base(folder), on_error, places=('flickr30k_images', 'flickr30k-images', 'flickr30k-images/flickr30k-images', 'Images'), **options)
+    pairs = ((where, r) for p in _parts(split, SNLI_VE_SPLITS, 'SNLI-VE') for where, r in part(p) if r is not None)
+    rows = _named(_collect(pairs, f"SNLI-VE {split} in {folder}", images or _base(folder), on_error, places=('flickr30k_images', 'flickr30k-images', 'flickr30k-images/flickr30k-images', 'Images'), **options), SNLI_VE_LABELS)
+    if undecided and hasattr(rows, 'info'): rows.info.description += f"{' '*bool(rows.info.description)}{len(undecided)} row(s) with the label '-' left out."
+    return rows
 
 # %% ../../nbs/data/14c_published.ipynb #a4968994
 MSRVTT_SPLITS = dict(train='train', val='validate', test='test', test1k=None)  # name: in the file

@@ -52,7 +52,7 @@ def _place(names, root, places):
             if os.path.exists(p) and p != root: return p
     raise InputError(f"there is no {names[0]!r} in {root} nor in its folders {', '.join(dict.fromkeys(('images', *places)))}. Pass images= if the files lie elsewhere.")
 
-# %% ../../nbs/data/14b_questions.ipynb #a403dedc
+# %% ../../nbs/data/14b_questions.ipynb #71fd977e
 _LISTS = dict(gt_answer='string', gt_answer_weight='float64', human_answers='string', gt_caption='string')
 
 def _as_dataset(rows, said):
@@ -61,7 +61,8 @@ def _as_dataset(rows, said):
     except ImportError: return rows
     names = list(dict.fromkeys(k for r in rows for k in r))
     columns = {n: _same_type([r.get(n) for r in rows]) for n in sorted(names, key='image'.__ne__)}
-    known = {n: datasets.List(datasets.Value(kind)) for n, kind in _LISTS.items() if n in columns}
+    deep = lambda values: isinstance(next((v[0] for v in values if v), None), list)  # a list of answers for each of several questions
+    known = {n: datasets.List(datasets.List(v) if deep(columns[n]) else v) for n, v in ((n, datasets.Value(kind)) for n, kind in _LISTS.items() if n in columns)}
     if 'gt_bboxes' in columns: known['gt_bboxes'] = datasets.List(datasets.List(datasets.Value('float64')))
     if 'image' in columns: known['image'] = datasets.List(_picture()) if isinstance(rows[0]['image'], list) else _picture()
     rest = datasets.Dataset.from_dict({n: v for n, v in columns.items() if n not in known}).features
