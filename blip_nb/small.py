@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #b5e212c2
+# %% ../nbs/68_small.ipynb #78ac683e
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -129,11 +129,11 @@ def small_classifier(texts, labels, size:Size=Size(), seed:int=0, **options)->Bl
     return BlipClassification.from_net(*small_net(BlipForClassification, texts, size, seed, num_labels=len(labels)), labels=list(labels), **_reading(size, **options))
 
 def small_grounder(texts, size:Size=Size(), seed:int=0, bins:int=None, **options)->BlipGrounding:
-    "A new, random locator with `bins` places along each side (None: one per pixel); `options` of `BlipGrounding`."
+    "A new, random locator with `bins` places along each side (None: one for two pixels); `options` of `BlipGrounding`."
     tokenizer = texts if hasattr(texts, 'backend_tokenizer') else compact_tokenizer(texts)
-    bins = bins or size.image
+    bins = bins or size.image//2
     net, tokenizer = small_net(BlipForGrounding, add_box_tokens(tokenizer, bins), size, seed)
-    return BlipGrounding.from_net(net, tokenizer, bins=bins, **_reading(size, **options))
+    return BlipGrounding.from_net(net, tokenizer, **dict(bins=bins, bin_smoothing=1., decode='expected'), **_reading(size, **options))
 
 # %% ../nbs/68_small.ipynb #7ed69c82
 parts = {'vision_model.': 'vision_model.', 'text_encoder.': 'text_decoder.bert.', 'multimodal_encoder.': 'text_decoder.bert.', 'text_decoder.': 'text_decoder.'}  # ours → a captioner's
