@@ -6,13 +6,13 @@
 __all__ = ['NLVR2_SPLITS', 'SNLI_VE_LABELS', 'SNLI_VE_SPLITS', 'MSRVTT_SPLITS', 'PUBLISHED', 'nlvr2', 'refcoco', 'snli_ve',
            'msrvtt', 'nocaps', 'load_published']
 
-# %% ../../nbs/data/14c_published.ipynb #a0cceae5
+# %% ../../nbs/data/14c_published.ipynb #3af2e351
 import math, pickle
 from pathlib import Path
 from ..core import InputError
 from .datasets import _jsonl_rows, _load_json, _read_coco
 from .questions import (CLIP_PLACES, VQA_SPLITS, GQA_SPLITS, gqa, msrvtt_qa, okvqa, visual_genome, vqav2,
-                                    _base, _clip, _collect, _found, _each, _lack, _lists, _parts, _tried, _worded)
+                                    _base, _clip, _collect, _found, _each, _lack, _lists, _named, _parts, _tried, _worded)
 
 # %% ../../nbs/data/14c_published.ipynb #4a090cc7
 def _rows(path, make):
@@ -141,20 +141,10 @@ def refcoco(
     pairs = (x for p in _parts(split, ('train', 'val', 'test', 'testA', 'testB'), 'RefCOCO') for x in part(p))
     return _collect(pairs, f"RefCOCO {split} in {folder}", images or _base(folder), on_error, places=('train2014', 'images/train2014', 'images/mscoco/images/train2014'), **options)
 
-# %% ../../nbs/data/14c_published.ipynb #14c3d6bb
+# %% ../../nbs/data/14c_published.ipynb #f05fd66b
 SNLI_VE_LABELS = ('contradiction', 'neutral', 'entailment')  # in the order of the published checkpoints
 SNLI_VE_SPLITS = dict(train='train', dev='dev', val='dev', test='test')
 
-class _LabelledRows(list):
-    "Rows that may have `labels`, where `datasets` is not installed."
-
-def _named(rows, labels):
-    "The rows, with the names of their classes as `labels`."
-    rows = _LabelledRows(rows) if isinstance(rows, list) else rows
-    rows.labels = list(labels)
-    return rows
-
-# %% ../../nbs/data/14c_published.ipynb #c71277e0
 def snli_ve(
     folder,           # holds snli_ve_train.jsonl …, or ve_train.json …
     split='train',    # 'train', 'dev' (or 'val'), 'test'

@@ -52,7 +52,7 @@ def _place(names, root, places):
             if os.path.exists(p) and p != root: return p
     raise InputError(f"there is no {names[0]!r} in {root} nor in its folders {', '.join(dict.fromkeys(('images', *places)))}. Pass images= if the files lie elsewhere.")
 
-# %% ../../nbs/data/14b_questions.ipynb #71fd977e
+# %% ../../nbs/data/14b_questions.ipynb #9e999e56
 _LISTS = dict(gt_answer='string', gt_answer_weight='float64', human_answers='string', gt_caption='string')
 
 def _as_dataset(rows, said):
@@ -69,6 +69,15 @@ def _as_dataset(rows, said):
     ds = datasets.Dataset.from_dict(columns, features=datasets.Features({n: known.get(n) or rest[n] for n in columns}))
     ds.info.description = said or ds.info.description
     return ds
+
+class _LabelledRows(list):
+    "Rows that may have `labels`, where `datasets` is not installed."
+
+def _named(rows, labels):
+    "The rows, with the names of their classes as `labels`."
+    rows = _LabelledRows(rows) if isinstance(rows, list) else rows
+    rows.labels = list(labels)
+    return rows
 
 # %% ../../nbs/data/14b_questions.ipynb #bd608981
 def _files(row, field, root, places, cache, full):

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'PAIRS', 'BOXES', 'LEARNED', 'TABLES', 'OF_PICTURE', 'recognised', 'VideoTable', 'load_rows']
 
-# %% ../../nbs/data/14d_tables.ipynb #8da58b73
+# %% ../../nbs/data/14d_tables.ipynb #a2ad3ce3
 import json, math, os, re
 from pathlib import Path
 from PIL import Image
 from ..core import InputError
 from .datasets import IMAGE_COLUMNS, SPLITS, SUFFIXES, _csv_rows, _jsonl_rows, _load_json, _same_type, _wanted
-from .published import _corners, _named
-from .questions import CLIP_PLACES, _collect, _place, _worded, weigh_answers
+from .questions import CLIP_PLACES, _collect, _named, _place, _worded, weigh_answers
 from .video import VideoRows
 
 # %% ../../nbs/data/14d_tables.ipynb #96a4921f
@@ -74,7 +73,7 @@ def _answers(answers, weights, cells):
     if min(weights) < 0: raise InputError(f"has the weights {weights}; they are numbers from 0 on.")
     return dict(gt_answer=[_worded(a, 'an answer') for a in said], gt_answer_weight=weights)
 
-# %% ../../nbs/data/14d_tables.ipynb #cd9f22d3
+# %% ../../nbs/data/14d_tables.ipynb #c7686a76
 def _box(
     value,      # x0 y0 x1 y1 as a list or a text
     size,       # (width, height) of the picture
@@ -83,10 +82,11 @@ def _box(
     "A checked box."
     parts = re.split(r'[\s,;|]+', value.strip(' []()')) if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or len(parts) != 4: raise InputError(f"the box {value!r} is not four numbers; write x0 y0 x1 y1.")
-    x0, y0, x1, y1 = box = _corners([_number(v) for v in parts], size) if wide else [_number(v) for v in parts]
-    if x0 >= x1 or y0 >= y1: raise InputError(f"the box {value!r} has no area: it is x0 y0 x1 y1 with x0 < x1 and y0 < y1. Put x, y, width and height into columns x, y, w, h.")
+    x0, y0, x1, y1 = (_number(v) for v in parts)
+    if wide: x1, y1 = x0 + x1, y0 + y1
+    if x0 >= x1 or y0 >= y1: raise InputError(f"the box {value!r} has no area" + ('; correct its width or height.' if wide else ': it is x0 y0 x1 y1 with x0 < x1 and y0 < y1. Put x, y, width and height into columns x, y, w, h.'))
     if min(x0, y0) < -1 or x1 > size[0] + 1 or y1 > size[1] + 1: raise InputError(f"the box {value!r} reaches outside its picture of {size[0]} x {size[1]} pixels; correct it.")
-    return box
+    return [x0, y0, x1, y1]
 
 # %% ../../nbs/data/14d_tables.ipynb #7869f597
 def _label_kind(values):
