@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #78ac683e
+# %% ../nbs/68_small.ipynb #1ca0792a
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -116,9 +116,9 @@ def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
     return BlipVQA.from_net(*small_net(BlipForQuestionAnswering, texts, size, seed), **_reading(size, **options))
 
 def small_comparer(texts, size:Size=Size(), seed:int=0, **options)->BlipNLVR:
-    "A new, random reader of pairs; the twins join from the second layer on, and begin as an average. `options` of `BlipNLVR`."
-    net, tokenizer = small_net(BlipForNLVR, texts, size, seed, dict(merge_from=1))
-    for layer in net.text_encoder.encoder.layer[1:]:
+    "A new, random reader of pairs; the twins join in every layer, and begin as an average. `options` of `BlipNLVR`."
+    net, tokenizer = small_net(BlipForNLVR, texts, size, seed, dict(merge_from=0))
+    for layer in net.text_encoder.encoder.layer:
         merge = layer.crossattention.output.merge_layer
         nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.eye(size.text_width).repeat(1, 2) / 2)
     return BlipNLVR.from_net(net, tokenizer, **_reading(size, **options))
@@ -207,8 +207,8 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #3b8056fa
-drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=4000, grounding=4000, classification=4000)  # task → pictures to learn from
+# %% ../nbs/68_small.ipynb #552b14a6
+drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
 way_in = dict(nlvr=dict(single=3))  # sentences about one picture of a pair, to learn from only
 
 def drawn_data(
