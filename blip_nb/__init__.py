@@ -9,6 +9,7 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'data.text': 'BlipTokenizer',
     'data.video': 'read_video',
     'data.published': 'load_published',
+    'data.tables': 'load_rows',
     'nets.vision': 'BlipConfig BlipVisionModel',
     'nets.text': 'BlipTextModel BlipTextLMHeadModel',
     'nets.blip': 'BlipModel BlipForConditionalGeneration BlipForImageTextRetrieval BlipForQuestionAnswering',

@@ -144,7 +144,7 @@ def report(args, log, rows, val, out):
     if scores and val is not None and (blind := blind_scores(args.task, rows, val)): print('without looking: ' + '  '.join(f'{k} {v:.4g}' for k, v in blind.items()))
     print(f"Trained in {sum(r['seconds'] for r in log.epochs)/60:.1f} minutes. The last weights are in {out}/last" + (f', the best in {out}/best.' if log.best else '.'))
 
-# %% ../nbs/70a_train_command.ipynb #f789c991
+# %% ../nbs/70a_train_command.ipynb #43a73b38
 def run_train(args):
     "Train a task; new, or from a checkpoint."
     from blip_nb.core import has_bf16, pick_device
@@ -153,7 +153,7 @@ def run_train(args):
     from blip_nb.training.loop import fit
     from blip_nb.training.recipes import find_recipe
     kind, out = 'shapes' if is_drawn(args) else 'photos', Path(args.out or f'runs/{args.task}')
-    name = kind if args.task == 'caption' else f"{args.task}_{'clips' if args.frames else kind}"
+    name = kind if args.task == 'caption' else f'{args.task}_clips' if args.frames and kind == 'shapes' else f'{args.task}_{kind}'
     recipe = find_recipe(args.recipe or name).but(**recipe_changes(args.set))
     if recipe.amp == 'bf16' and not has_bf16(args.device): recipe = recipe.but(amp='no')
     rows, val = training_data(args, recipe)
