@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'parts', 'twins', 'drawn_tasks', 'way_in', 'Size', 'wave_positions', 'small_net', 'small_captioner',
            'fixed_temperature', 'small_retriever', 'small_pretrainer', 'small_answerer', 'small_comparer',
            'small_classifier', 'small_grounder', 'source', 'taught', 'demo_data', 'all_captions', 'content',
-           'distinct_pairs', 'ByContent', 'ByShapes', 'drawn_data', 'strings', 'texts_in', 'question_answers',
-           'blind_answers', 'blind_labels']
+           'distinct_pairs', 'ByContent', 'ByShapes', 'easy_rows', 'drawn_data', 'strings', 'texts_in',
+           'question_answers', 'blind_answers', 'blind_labels']
 
 # %% ../nbs/68_small.ipynb #c832a9fe
 from collections import Counter, defaultdict
@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #1ca0792a
+# %% ../nbs/68_small.ipynb #5ad8f3d4
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -133,9 +133,11 @@ def small_grounder(texts, size:Size=Size(), seed:int=0, bins:int=None, **options
     tokenizer = texts if hasattr(texts, 'backend_tokenizer') else compact_tokenizer(texts)
     bins = bins or size.image//2
     net, tokenizer = small_net(BlipForGrounding, add_box_tokens(tokenizer, bins), size, seed)
-    return BlipGrounding.from_net(net, tokenizer, **dict(bins=bins, bin_smoothing=1., decode='expected'), **_reading(size, **options))
+    for layer in net.text_encoder.encoder.layer:
+        for dense in (layer.attention.output.dense, layer.output.dense): nn.init.zeros_(dense.weight)
+    return BlipGrounding.from_net(net, tokenizer, **_reading(size, **dict(bins=bins, bin_smoothing=1., decode='expected', hide_image=.5) | options))
 
-# %% ../nbs/68_small.ipynb #7ed69c82
+# %% ../nbs/68_small.ipynb #4271f7d6
 parts = {'vision_model.': 'vision_model.', 'text_encoder.': 'text_decoder.bert.', 'multimodal_encoder.': 'text_decoder.bert.', 'text_decoder.': 'text_decoder.'}  # ours → a captioner's
 twins = {'.self0.': '.self.', '.self1.': '.self.', '.dense0.': '.dense.', '.dense1.': '.dense.'}
 
@@ -147,10 +149,11 @@ def source(name:str)->str:
 
 def taught(task, captioner:BlipCaption):
     "The task, with the vision tower and the text layers of a captioner of the same size and words, in its slow copy too."
-    given = captioner.net.state_dict()
+    given, twice = captioner.net.state_dict(), hasattr(task.net, 'multimodal_encoder')
+    def known(k): return source(k) in given and not (twice and k.startswith('text_encoder.encoder.'))  # of two readings the second looks
     for part in filter(None, (task.net, getattr(task, 'memory', None))):
         own = part.state_dict()
-        part.load_state_dict(own | {k: given[source(k)] for k, v in own.items() if source(k) in given and given[source(k)].shape == v.shape})
+        part.load_state_dict(own | {k: given[source(k)] for k, v in own.items() if known(k) and given[source(k)].shape == v.shape})
     return task
 
 # %% ../nbs/68_small.ipynb #1cf4146b
@@ -207,9 +210,15 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #552b14a6
-drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
+# %% ../nbs/68_small.ipynb #2732a2e0
+drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=4000, grounding=4000, classification=4000)  # task → pictures to learn from
 way_in = dict(nlvr=dict(single=3))  # sentences about one picture of a pair, to learn from only
+
+def easy_rows(task:str, n:int=None, seed:int=0, level:str='default'):
+    "What a task may practise on before its own rows: for pairs, sentences about one of the two pictures."
+    from blip_nb.data.shape_tasks import shapes_pairs
+    if task != 'nlvr': raise InputError(f"The drawn world has easy rows for pairs (nlvr), not for {task}.")
+    return shapes_pairs(n or drawn_tasks[task], seed=seed, level=level, per_pair=0, single=6)
 
 def drawn_data(
     task:str='caption',

@@ -167,15 +167,15 @@ def single_sentence(rng:Random, scenes:list, level:str)->tuple:
         subject, phrase = 'name', _name(dict(zip(('colour', 'shape'), rng.choice(looks))))
     return f"the {('left', 'right')[side]} picture shows {phrase}", int(true), subject
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #caccfb9c
+# %% ../../nbs/data/13b_shape_tasks.ipynb #cdc9241a
 @dataclass(frozen=True)
 class ShapesPairs(DrawnRows):
     "Rows: image [left, right], text, gt_label (1 true, 0 false), kind, subject (all four lists when there are several sentences), image_id, scenes [left, right], split."
-    per_pair:int=1        # sentences of one pair that need both pictures, up to 7
+    per_pair:int=1        # sentences of one pair that need both pictures, 0 to 7
     single:int=0          # sentences about one picture alone, kind 'single', added to them
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.per_pair <= 7: raise InputError(f"per_pair is {self.per_pair}; a pair has 1 to 7 sentences of different kinds.")
+        if not 0 <= self.per_pair <= 7 or self.per_pair + self.single < 1: raise InputError(f"per_pair is {self.per_pair}; a pair has 1 to 7 sentences of different kinds, or none and some about one picture (single).")
     def row(self, i):
         rng = self.rng(i, 10)
         truth = pair_truth(rng, self.level)

@@ -35,7 +35,7 @@ class BlipForGroundingOutput(ModelOutput):
     text_embeds: torch.Tensor = None      # (n, t, width), read with the picture in view
     cross_attentions: tuple = None        # (n, heads, 4, s + t) per layer: where each coordinate looks, pictures' places first
 
-# %% ../../nbs/nets/23d_grounding.ipynb #1c34fd5b
+# %% ../../nbs/nets/23d_grounding.ipynb #4987a3ce
 class _Locating(_Blip):
     "The parts, and what they do one by one."
     _tied_weights_keys = {f'text_decoder.{k}': f'text_decoder.{v}' for k, v in BlipTextLMHeadModel._tied_weights_keys.items()}
@@ -64,7 +64,9 @@ class _Locating(_Blip):
         alone = self.text_encoder(input_ids, mask, return_dict=True).last_hidden_state
         text = self.multimodal_encoder(encoder_embeds=alone, attention_mask=mask, encoder_hidden_states=image, return_dict=True).last_hidden_state
         image = image.repeat_interleave(len(text) // len(image), 0)
-        return torch.cat([image, text], 1), torch.cat([mask.new_ones(image.shape[:2]), mask], 1)
+        shown = mask.new_ones(image.shape[:2])
+        if self.training and (p := getattr(self.config, 'hide_image', 0.)): shown = shown * (torch.rand(len(shown), 1, device=shown.device) >= p)
+        return torch.cat([image, text], 1), torch.cat([shown, mask], 1)
 
     def scores(self, states)->torch.Tensor:
         "States (n, t, width) of the writer → scores of the coordinates alone (n, t, k + 1), in float32."

@@ -83,7 +83,7 @@ class _Grounding(_Views):
         if all('gt_bboxes' in s for s in samples): return grounding_loss(self, views, samples)[1]
         return self.net(**self.encode(views, groups), **kwargs)
 
-# %% ../../nbs/tasks/37_grounding.ipynb #5f1b4f4c
+# %% ../../nbs/tasks/37_grounding.ipynb #a3deef50
 class BlipGrounding(_Grounding):
     "Boxes for phrases, with the parameters of mmpretrain's task of this name."
     def __init__(self,
@@ -100,6 +100,7 @@ class BlipGrounding(_Grounding):
         l1_weight:float=None,          # None: as the head says, 4
         giou_weight:float=None,        # None: as the head says, 2
         max_txt_len:int=128,           # tokens of a phrase
+        hide_image:float=0.,           # share of the phrases of which, in training, the writer sees only the words' states
         reference_quirks:bool=False,   # mmpretrain's losses, whose box parts train nothing, and bins rounded down
         device=None,
     ):
@@ -110,7 +111,9 @@ class BlipGrounding(_Grounding):
         net = grounding_net(vision_part(visual_encoder), text_part(text_encoder, tokenizer), text_part(multimodal_encoder, tokenizer), decoder, coordinates)
         super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
         self.options = dict(bins=coordinates[2], bin_smoothing=bin_smoothing, decode=check_decode(decode), l1_weight=l1 if l1_weight is None else l1_weight,
-                            giou_weight=over if giou_weight is None else giou_weight, max_txt_len=max_txt_len, reference_quirks=reference_quirks)
+                            giou_weight=over if giou_weight is None else giou_weight, max_txt_len=max_txt_len, hide_image=hide_image, reference_quirks=reference_quirks)
+        if not 0 <= hide_image <= 1: raise InputError(f"hide_image is a share between 0 and 1, not {hide_image}.")
+        net.config.hide_image = hide_image
 
     @classmethod
     def from_net(cls, net, tokenizer=None, **options):
