@@ -27,6 +27,7 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'tasks.grounding': 'BlipGrounding',
     'tasks.classification': 'BlipClassification zero_shot',
     'tasks.features': 'extract_features match',
+    'evaluation.answers': 'vqa_accuracy',
     'evaluation.recall': 'retrieval_scores',
     'evaluation.captions': 'caption_scores',
     'training.recipes': 'Recipe',

@@ -128,7 +128,7 @@ def train_arguments(data, changes, overwrite, on_error, device)->tuple:
         ('--split', dict(default='train', help='rows to train on')), ('--val-split', dict(help='rows to validate on')),
         ('--prompt', dict(help='words before every caption')), ('--resume', dict(action='store_true', help='go on where a stopped run in --out ended')), overwrite, on_error, device)
 
-# %% ../nbs/70_cli.ipynb #cd22aa58
+# %% ../nbs/70_cli.ipynb #155b9895
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -166,6 +166,7 @@ def make_parser()->argparse.ArgumentParser:
         ('--level', dict(default='default', choices=('easy', 'default', 'hard'), help='of the drawn world')), ('--recipe', dict(help='name of a recipe')), changes, ('--seed', dict(type=int, default=0)), overwrite, device)
     return parser
 
+# %% ../nbs/70_cli.ipynb #8e5e9fe8
 def main(argv=None)->int:
     "Run a command. Errors of the user's input are one sentence on the error stream and exit code 2; Ctrl-C is 130."
     args = make_parser().parse_args(argv)

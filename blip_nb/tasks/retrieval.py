@@ -259,15 +259,14 @@ def with_scores(samples:list, scores:torch.Tensor, most:int=10)->list:
         s.update(pred_score=row, pred_label=row.argmax(keepdim=True), ranking=list(zip(i.tolist(), v.tolist())))
     return samples
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #8032b88b
+# %% ../../nbs/tasks/35_retrieval.ipynb #b2f9f30f
 class BlipRetrieval(_Scoring):
     "Search in both directions, with the parameters of mmpretrain's task of this name. Source: arXiv 2201.12086."
     def __init__(self,
         vision_backbone,               # BlipVisionModel, or dict(type='VisionTransformer', …)
         text_backbone,                 # BlipTextModel, or dict(type='XBertEncoder', med_config=…)
         multimodal_backbone=None,      # None: the text network, as in every published BLIP
-        vision_neck=None,              # nn.Linear, dict(type='Linear', …), a number of outputs, or None for 256
-        text_neck=None,
+        vision_neck=None, text_neck=None,  # nn.Linear, dict(type='Linear', …), a number of outputs, or None for 256
         head=None,                     # dict(type='ITCHead', queue_size=…, alpha=…), a list with one, or None: searching only
         multimodal_head=None,          # nn.Linear(width, 2), dict(type='ITMHead', …), or None for a new one
         tokenizer=None,                # tokenizer, name, folder or dict; None: the packaged BERT vocabulary
@@ -283,11 +282,9 @@ class BlipRetrieval(_Scoring):
         alpha_ramp:int=None,           # steps until α is reached; None: one epoch in `fit`, 0 without
         all_ranks:bool=True,           # contrast with the keys of all processes; False: the own ones, as published
         seed:int=0,                    # of the drawn negatives
-        reference_quirks:bool=False,   # mmpretrain's slow copy, of which some layers are not slow
-        device=None,
+        reference_quirks:bool=False, device=None,  # mmpretrain's slow copy, of which some layers are not slow
     ):
-        tokenizer = tokenizer_part(tokenizer)
-        vision, text = vision_part(vision_backbone), text_part(text_backbone, tokenizer)
+        tokenizer = tokenizer_part(tokenizer); vision, text = vision_part(vision_backbone), text_part(text_backbone, tokenizer)
         if multimodal_backbone is not None and multimodal_backbone is not text: raise InputError("multimodal_backbone: BLIP's text network reads with and without the picture; leave it None.")
         v, t = linear_part(256 if vision_neck is None else vision_neck, vision.config.hidden_size, 'vision_neck'), linear_part(256 if text_neck is None else text_neck, text.config.hidden_size, 'text_neck')
         super().__init__(retrieval_net(vision, text, v, t, linear_part(multimodal_head or 2, text.config.hidden_size, 'multimodal_head')), tokenizer, data_preprocessor, init_cfg, device)

@@ -161,7 +161,7 @@ def config_for(config:BlipConfig, tokenizer)->BlipConfig:
     for k, v in dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, **ids).items(): setattr(config.text_config, k, v)
     return config
 
-# %% ../../nbs/tasks/29_task.ipynb #8c7b0459
+# %% ../../nbs/tasks/29_task.ipynb #f2d8abcf
 class BlipTask(PictureReader):
     "A net with its tokenizer and its way of reading pictures. Subclasses have `loss`, `predict`, `tensor`, `from_net` and `options` (what `save_pretrained` remembers)."
     default_mode, net_class = 'loss', None
@@ -204,7 +204,6 @@ class BlipTask(PictureReader):
         return load_task(cls, name_or_path, device, **options)
 
     def push_to_hub(self, repo_id, **kwargs): return push_task(self, repo_id, **kwargs)
-
     def save_pretrained(self, path):
         "Net, tokenizer, picture settings and options, in a folder that transformers reads too."
         self.net.save_pretrained(path); self.tokenizer.save_pretrained(path)

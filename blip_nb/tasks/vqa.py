@@ -8,7 +8,7 @@ __all__ = ['methods', 'name_of', 'questions_of', 'weighted_answers', 'answers_of
            'candidates_of', 'rank_candidates', 'predict_answers', 'answer_score', 'scored_answers', 'validate_answers',
            'vqa_head', 'read_answers', 'vqa_net', 'BlipVQA']
 
-# %% ../../nbs/tasks/34_vqa.ipynb #ecea153d
+# %% ../../nbs/tasks/34_vqa.ipynb #d950ff7c
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import torch, torch.nn as nn
 from transformers import BlipConfig
 from ..core import InputError
 from ..data.samples import as_samples
+from ..evaluation.answers import vqa_scores
 from ..nets.blip import BlipForQuestionAnswering
 from ..nets.pretraining import image_keys
 from ..nets.text import lm_loss
@@ -229,7 +230,7 @@ def predict_answers(
 
 methods = dict(generate=write_answers, rank=rank_candidates)
 
-# %% ../../nbs/tasks/34_vqa.ipynb #900c468b
+# %% ../../nbs/tasks/34_vqa.ipynb #dd032c30
 def answer_score(prediction:str, answers, weights=None)->float:
     "0 to 1: equality with a single string; with a list min(1, weights of the equal ones / 0.3)."
     def plain(x): return ' '.join(x.lower().split())
@@ -237,15 +238,18 @@ def answer_score(prediction:str, answers, weights=None)->float:
     return min(1., sum(w for a, w in weighted_answers(answers, weights).items() if plain(a) == plain(prediction)) / .3)
 
 def scored_answers(sample)->list:
-    "(score, question type or None) for each question of a predicted sample."
+    "(score, question type or None) for each question of a predicted sample; the official score where `human_answers` holds all ten."
     several = not isinstance(sample.question, str)
-    fields = [sample.get(k) for k in ('pred_answer', 'gt_answer', 'gt_answer_weight', 'question_type')]
+    fields = [sample.get(k) for k in ('pred_answer', 'gt_answer', 'gt_answer_weight', 'question_type', 'human_answers')]
     columns = [[f]*len(questions_of(sample)) if f is None or (several and isinstance(f, str)) else f if several else [f] for f in fields]
-    return [(answer_score(*row[:3]), row[3]) for row in zip(*columns, strict=True)]
+    def score(pred, gt, weights, said):
+        if said is not None and len(said) >= 10: return float(vqa_scores([pred], [said])[0])
+        return answer_score(pred, *((said, None) if gt is None else (gt, weights)))
+    return [(score(*row[:3], row[4]), row[3]) for row in zip(*columns, strict=True)]
 
 def validate_answers(
     task,
-    rows,                # rows with image, question and gt_answer
+    rows,                # rows with image, question, and human_answers (all ten: the official score) or gt_answer
     batch_size:int=32,
     predictions=None,    # a list to collect the predicted samples in
     **options,           # of `predict_answers`
@@ -256,8 +260,8 @@ def validate_answers(
         part = [rows[j] for j in range(i, min(i + batch_size, len(rows)))]
         done = task.predict([r['image'] for r in part], [{k: r[k] for k in r.keys() if k != 'image'} for r in part], **options)
         if predictions is not None: predictions.extend(done)
-        found += [x for s in done if s.get('gt_answer') is not None for x in scored_answers(s)]
-    if not found: raise InputError("None of the rows has a gt_answer to compare with.")
+        found += [x for s in done if s.get('gt_answer') is not None or s.get('human_answers') is not None for x in scored_answers(s)]
+    if not found: raise InputError("None of the rows has human_answers or a gt_answer to compare with.")
     kinds = {'accuracy': [s for s, _ in found]} | {f'accuracy_{t}': [s for s, u in found if u == t] for t in sorted({str(t) for _, t in found if t is not None})}
     return {k: 100*sum(v)/len(v) for k, v in kinds.items()}
 
