@@ -14,7 +14,7 @@ FLOOR = {
     "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5, "nets.grounding": 5, "nets.classification": 5,
     "nets.checkpoints": 6,  # it builds all of the nets
     "nets.zoo": 7,
-    "evaluation.ptb": 1, "evaluation.recall": 1, "evaluation.captions": 2, "evaluation.adapters": 3,
+    "evaluation.ptb": 1, "evaluation.recall": 1, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
     "visual.report": 2, "visual.boxes": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
     "tasks.pretrain": 9, "tasks.retrieval": 10, "tasks.features": 11,  # retrieval uses the parts of pretrain's step

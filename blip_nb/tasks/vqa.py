@@ -230,7 +230,7 @@ def predict_answers(
 
 methods = dict(generate=write_answers, rank=rank_candidates)
 
-# %% ../../nbs/tasks/34_vqa.ipynb #dd032c30
+# %% ../../nbs/tasks/34_vqa.ipynb #ea71af34
 def answer_score(prediction:str, answers, weights=None)->float:
     "0 to 1: equality with a single string; with a list min(1, weights of the equal ones / 0.3)."
     def plain(x): return ' '.join(x.lower().split())
@@ -239,13 +239,9 @@ def answer_score(prediction:str, answers, weights=None)->float:
 
 def scored_answers(sample)->list:
     "(score, question type or None) for each question of a predicted sample; the official score where `human_answers` holds all ten."
-    several = not isinstance(sample.question, str)
-    fields = [sample.get(k) for k in ('pred_answer', 'gt_answer', 'gt_answer_weight', 'question_type', 'human_answers')]
+    several, fields = not isinstance(sample.question, str), [sample.get(k) for k in ('pred_answer', 'gt_answer', 'gt_answer_weight', 'question_type', 'human_answers')]
     columns = [[f]*len(questions_of(sample)) if f is None or (several and isinstance(f, str)) else f if several else [f] for f in fields]
-    def score(pred, gt, weights, said):
-        if said is not None and len(said) >= 10: return float(vqa_scores([pred], [said])[0])
-        return answer_score(pred, *((said, None) if gt is None else (gt, weights)))
-    return [(score(*row[:3], row[4]), row[3]) for row in zip(*columns, strict=True)]
+    return [(float(vqa_scores([p], [said])[0]) if said is not None and len(said) >= 10 else answer_score(p, *((said, None) if gt is None else (gt, w))), kind) for p, gt, w, kind, said in zip(*columns, strict=True)]
 
 def validate_answers(
     task,
