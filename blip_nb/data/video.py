@@ -71,11 +71,13 @@ def _of_folder(path, fps):
     frames = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
     return _of_sequence(frames, f"The folder {path}", fps)
 
-# %% ../../nbs/data/12b_video.ipynb #33b99f11
+# %% ../../nbs/data/12b_video.ipynb #01078623
 def _of_animation(source, name):
     "(count, fps, reader) of an animation that PIL reads, or None where it is none."
     try: image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except Image.UnidentifiedImageError: return None
+    except Image.UnidentifiedImageError as e:
+        if Path(str(name)).suffix.lower() not in SUFFIXES: return None  # a film, then
+        raise InputError(f"The animation {name} cannot be read; it is damaged or no picture. Replace the file or drop the row.") from e
     try:
         with image: count = getattr(image, 'n_frames', 1)
     except Exception as e: raise InputError(f"The frames of {name} cannot be counted; it ends early or is damaged. Copy it again.") from e
