@@ -110,7 +110,7 @@ def run_models(args):
     print('\n'.join(json.dumps(dict(zip(rows.head, c))) for c in rows.cells()) if args.json else rows)
 
 # %% ../nbs/70_cli.ipynb #702f7120
-train_examples = """blip_nb train shapes --task retrieval --describe-first 10 --out runs/search
+train_examples = """blip_nb train shapes --task retrieval --describe-first 16 --out runs/search
          blip_nb train shapes --task vqa --describe-first 8
          blip_nb train shapes --task nlvr --describe-first 8 --easy-first 4
          blip_nb train captions.csv --task pretrain --val-split val

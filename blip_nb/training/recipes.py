@@ -148,7 +148,7 @@ RECIPES = dict(
     retrieval_base=_search.but(lr=1e-5), retrieval_large=_search.but(lr=5e-6),
     shapes=_drawn.but(captions_per_image=3, select_on='CIDEr', generate=dict(num_beams=1)),
     photos=_aerial.but(captions_per_image=2, select_on='CIDEr', generate=dict(num_beams=3)),
-    retrieval_shapes=_drawn.but(epochs=16, batch_size=64, select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
+    retrieval_shapes=_drawn.but(epochs=20, batch_size=64, select_on='mean_recall'), retrieval_photos=_aerial.but(select_on='mean_recall'),
     pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)),
     vqa_base=_asked.but(lr=2e-5, epochs=10, eval_every=0, select_on=None), nlvr_base=_asked.but(lr=3e-5, epochs=15),
     **{f'{task}_shapes': _drawn.but(epochs=epochs, captions_per_image=7, select_on='accuracy') for task, epochs in dict(vqa=8, grounding=10, classification=6).items()},
