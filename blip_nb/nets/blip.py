@@ -7,7 +7,8 @@ __all__ = ['BlipForConditionalGenerationModelOutput', 'BlipTextVisionModelOutput
            'BlipOutput', 'contrastive_loss', 'BlipModel', 'BlipForConditionalGeneration', 'BlipForQuestionAnswering',
            'BlipForImageTextRetrieval']
 
-# %% ../../nbs/nets/23_blip.ipynb #e212947d
+# %% ../../nbs/nets/23_blip.ipynb #91b954f7
+import copy, warnings
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import GenerationMixin
@@ -75,7 +76,7 @@ class BlipOutput(ModelOutput):
 
     def to_tuple(self): return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in (self[k] for k in self.keys()))
 
-# %% ../../nbs/nets/23_blip.ipynb #37f49a83
+# %% ../../nbs/nets/23_blip.ipynb #8dc0ac6b
 class _Blip(BlipPreTrainedModel):
     "Base of the models with two towers."
     config: BlipConfig
@@ -92,6 +93,21 @@ class _Blip(BlipPreTrainedModel):
         "Encode the pictures, or pass on what `image_embeds` brings: (b, s, width)."
         if image_embeds is not None: return BaseModelOutputWithPooling(last_hidden_state=image_embeds)
         return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate, output_attentions=maps, output_hidden_states=states, return_dict=True)
+
+    @classmethod
+    def begin(cls, net, given:dict, image_size:int=None, **config):
+        "A new one with those tensors of `given` (name → tensor, of `net`) that fit, with positions resampled for pictures of another size and `config` changed; a warning lists what stays random."
+        new_config = copy.deepcopy(net.config)
+        for k, v in config.items(): setattr(new_config, k, v)
+        if image_size:
+            new_config.vision_config.image_size, side = image_size, image_size // new_config.vision_config.patch_size
+            given = given | {'vision_model.embeddings.position_embedding': net.vision_model.embeddings.interpolate_pos_encoding(side, side).detach()}
+        new = cls(new_config); own = new.state_dict()
+        found = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+        if not any(k.startswith('text_encoder.') and '.crossattention.self' in k for k in found): raise InputError(f"A {type(net).__name__} has no text_encoder that looks at one picture: start from a net for matching or pre-training.")
+        new.load_state_dict(own | found)
+        warnings.warn(f"{cls.__name__} from a {type(net).__name__}: these stay random: {', '.join(k for k in own if k not in found)}.")
+        return new
 
     def start_ids(self, labels, n, device):
         "What a decoder reads when only labels are given: [DEC] first, then the labels with −100 as pads."
@@ -199,7 +215,7 @@ class BlipForConditionalGeneration(_Captioner):
         options = dict(eos_token_id=cfg.sep_token_id, pad_token_id=cfg.pad_token_id) | generate_kwargs
         return generate_rows(self.text_decoder, prompt_rows(input_ids, attention_mask, len(image), cfg), image, **options)
 
-# %% ../../nbs/nets/23_blip.ipynb #65de329c
+# %% ../../nbs/nets/23_blip.ipynb #df9f7c66
 class _Answerer(_Blip, GenerationMixin):
     "A question answerer's parts."
     _tied_weights_keys = BlipForConditionalGeneration._tied_weights_keys
@@ -215,7 +231,6 @@ class _Answerer(_Blip, GenerationMixin):
     @staticmethod
     def decoder_config(config):
         "The answer decoder looks at the question's states, so its keys are as wide as the text, not as the picture."
-        import copy
         text = config.text_config
         if text.encoder_hidden_size == text.hidden_size: return text
         text = copy.deepcopy(text); text.encoder_hidden_size = text.hidden_size

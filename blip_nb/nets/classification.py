@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BlipForClassificationOutput', 'BlipForClassification']
 
-# %% ../../nbs/nets/23e_classification.ipynb #cca3bdc7
-import copy, warnings
+# %% ../../nbs/nets/23e_classification.ipynb #9ae8acc9
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers.utils import ModelOutput, can_return_tuple
@@ -27,7 +26,7 @@ class BlipForClassificationOutput(ModelOutput):
     attentions: tuple = None             # (b, heads, s, s) per layer
     cross_attentions: tuple = None       # (n, heads, t, s) per layer: where each word looks
 
-# %% ../../nbs/nets/23e_classification.ipynb #a87e288c
+# %% ../../nbs/nets/23e_classification.ipynb #c9d3225e
 class _Classifier(_Blip):
     "What reads a text with a picture in view, and begins with the weights of a matcher."
     _text_towers = ('text_encoder.',)
@@ -35,17 +34,7 @@ class _Classifier(_Blip):
     @classmethod
     def from_single(cls, net, num_labels:int, image_size:int=None):
         "A new one from a loaded net for matching or pre-training, with positions resampled for pictures of another size; a warning lists what stays random."
-        config, given = copy.deepcopy(net.config), net.state_dict()
-        if not any(k.startswith('text_encoder.') and '.crossattention.self.' in k for k in given): raise InputError(f"A {type(net).__name__} has no text_encoder that looks at one picture: start from a net for matching or pre-training.")
-        if image_size:
-            config.vision_config.image_size, side = image_size, image_size // config.vision_config.patch_size
-            given['vision_model.embeddings.position_embedding'] = net.vision_model.embeddings.interpolate_pos_encoding(side, side).detach()
-        config.num_labels = num_labels
-        new = cls(config); own = new.state_dict()
-        found = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and not k.startswith('cls_head.')}
-        new.load_state_dict(own | found)
-        warnings.warn(f"{cls.__name__} from a {type(net).__name__}: these stay random: {', '.join(k for k in own if k not in found)}.")
-        return new
+        return cls.begin(net, {k: v for k, v in net.state_dict().items() if not k.startswith('cls_head.')}, image_size, num_labels=num_labels)
 
 # %% ../../nbs/nets/23e_classification.ipynb #6fd44bfa
 class BlipForClassification(_Classifier):

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['twins', 'BlipTwinOutput', 'BlipTwinAttention', 'BlipTwinTextModel', 'twin', 'BlipForNLVROutput', 'BlipForNLVR']
 
-# %% ../../nbs/nets/23c_nlvr.ipynb #5164c849
-import copy, warnings
+# %% ../../nbs/nets/23c_nlvr.ipynb #d5e72564
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers.utils import ModelOutput, can_return_tuple
@@ -74,7 +73,7 @@ class BlipForNLVROutput(ModelOutput):
     attentions: tuple = None             # of the image tower, (2b, heads, s, s)
     cross_attentions: tuple = None       # (n, 2, heads, t, s) per layer: where each word looks, in either picture
 
-# %% ../../nbs/nets/23c_nlvr.ipynb #a39d2b50
+# %% ../../nbs/nets/23c_nlvr.ipynb #48a15126
 class _Pairs(_Blip):
     "What reads pairs of pictures, and begins with weights that read one."
     _text_towers = ('text_encoder.',)
@@ -97,17 +96,7 @@ class _Pairs(_Blip):
     @classmethod
     def from_single(cls, net, image_size:int=None):
         "A new one from a loaded net with one cross-attention (matching, pre-training), with positions resampled for pictures of another size; a warning lists what stays random."
-        config, given = copy.deepcopy(net.config), twin(net.state_dict())
-        if image_size:
-            config.vision_config.image_size, side = image_size, image_size // config.vision_config.patch_size
-            given['vision_model.embeddings.position_embedding'] = net.vision_model.embeddings.interpolate_pos_encoding(side, side)
-        new = cls(config)
-        own = new.state_dict()
-        found = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-        if not any('.crossattention.' in k for k in found): raise InputError(f"A {type(net).__name__} has no text_encoder that looks at pictures: start from a net for matching or pre-training.")
-        new.load_state_dict(own | found)
-        warnings.warn(f"BlipForNLVR from a {type(net).__name__}: these stay random: {', '.join(k for k in own if k not in found)}.")
-        return new
+        return cls.begin(net, twin(net.state_dict()), image_size)
 
 # %% ../../nbs/nets/23c_nlvr.ipynb #d291da24
 class BlipForNLVR(_Pairs):

@@ -6,16 +6,16 @@
 __all__ = ['snli_ve', 'TEMPLATES', 'label_names', 'BlipClassification', 'class_prompts', 'prompt_ids', 'class_embeddings',
            'temperature_of', 'cosine_logits', 'match_logits', 'zero_shot']
 
-# %% ../../nbs/tasks/38_classification.ipynb #142c3e7b
+# %% ../../nbs/tasks/38_classification.ipynb #e5899438
 import torch, torch.nn as nn, torch.nn.functional as F
 from ..core import InputError
 from ..data.samples import DataSample
 from ..data.text import clean_caption
 from ..nets.classification import BlipForClassification
 from .features import image_features, look, needs, picture_parts
-from .nlvr import Labelling, from_other_net, from_other_task, labelling_net
+from .nlvr import Labelling, from_other_net, labelling_net
 from .pretrain import led_by, read
-from .task import evaluating, read_json, text_part, tokenizer_part, vision_part
+from .task import evaluating, load_task, read_json, text_part, tokenizer_part, vision_part
 
 # %% ../../nbs/tasks/38_classification.ipynb #ce610761
 snli_ve = 'contradiction', 'neutral', 'entailment'  # in LAVIS' order
@@ -31,7 +31,7 @@ def label_names(labels)->tuple:
     if len(names) < 2: raise InputError(f"labels is {labels!r}: a classifier needs a list of at least two names, such as ['cat', 'dog'], or their number.")
     return names
 
-# %% ../../nbs/tasks/38_classification.ipynb #9567f5de
+# %% ../../nbs/tasks/38_classification.ipynb #4392824b
 class _Classifying(Labelling):
     "What a classifier does."
     net_class = BlipForClassification
@@ -64,7 +64,7 @@ class _Classifying(Labelling):
         other = read_json(name_or_path, 'task.json').get('task') != cls.__name__
         if not other: return super().from_pretrained(name_or_path, device, **({} if labels is None else dict(labels=labels)), **options)
         if labels is None and read_json(name_or_path, 'config.json').get('architectures') != [cls.net_class.__name__]: raise InputError(f"{name_or_path} holds no {cls.__name__}: to begin one with its weights, say labels=[names of your classes].")
-        return from_other_task(cls, name_or_path, device, {} if labels is None else dict(num_labels=len(label_names(labels))), labels=labels, **options)
+        return load_task(cls, name_or_path, device, {} if labels is None else dict(num_labels=len(label_names(labels))), labels=labels, **options)
 
     @classmethod
     def from_pretraining(cls, task, labels, image_size:int=None, **options):

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['two_pictures', 'PairTransform', 'texts_of', 'label_number', 'label_numbers', 'spread', 'Labelling', 'predicted',
-           'validate_labels', 'twin_part', 'labelling_net', 'from_other_task', 'from_other_net', 'BlipNLVR']
+           'validate_labels', 'twin_part', 'labelling_net', 'from_other_net', 'BlipNLVR']
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #735c0b60
+# %% ../../nbs/tasks/36_nlvr.ipynb #1382d689
 import json, operator
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipConfig, BlipTextConfig
 from ..core import InputError
 from ..data.samples import as_samples
-from ..data.text import clean_caption, load_tokenizer
+from ..data.text import clean_caption
 from ..nets.nlvr import BlipForNLVR, BlipTwinTextModel
-from .task import BlipTask, evaluating, of_type, read_json, text_config, tokenizer_part, translate, vision_part
+from .task import BlipTask, evaluating, of_type, text_config, tokenizer_part, translate, vision_part
 
 # %% ../../nbs/tasks/36_nlvr.ipynb #d1ffdb42
 def two_pictures(
@@ -177,21 +177,14 @@ def labelling_net(cls, vision, text, head, labels:int):
     net.config.vision_config, net.config.text_config = vision.config, text.config
     return net
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #69d48eb4
-def from_other_task(cls, name_or_path, device=None, net_options:dict={}, **options):
-    "A task of class `cls` that begins with the weights of a folder of another kind; a warning lists what stays random."
-    about, pre = read_json(name_or_path, 'task.json'), read_json(name_or_path, 'preprocessor_config.json')
-    task = cls.from_net(cls.net_class.from_pretrained(name_or_path, **net_options), load_tokenizer(name_or_path), **options)
-    task.pixels_cfg |= about.get('pixels', {k: pre[f'image_{k}'] for k in ('mean', 'std') if f'image_{k}' in pre})
-    return task.eval().to(device) if device is not None else task.eval()
-
+# %% ../../nbs/tasks/36_nlvr.ipynb #855c6a9d
 def from_other_net(cls, task, net, **options):
-    "The same around a net that was made of a task's net; pictures are read as there, at the new net's size."
+    "A task of class `cls` around a net that was made of a task's net; pictures are read as there, at the new net's size."
     new = cls.from_net(net, task.tokenizer, **options)
     if 'data_preprocessor' not in options: new.pixels_cfg = task.pixels_cfg | dict(size=net.config.vision_config.image_size)
     return new.to(task.device)
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #2f688bd2
+# %% ../../nbs/tasks/36_nlvr.ipynb #1b6a5678
 class _Comparing(Labelling):
     "What a task about pairs does."
     net_class = BlipForNLVR
@@ -219,12 +212,6 @@ class _Comparing(Labelling):
     def from_net(cls, net, tokenizer=None, **options):
         "A task around a `BlipForNLVR`."
         return cls(net.vision_model, net.text_encoder, tokenizer, head=net.cls_head, **options)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path, device=None, **options):
-        "From the task's own folder, any transformers checkpoint, or the folder of another task: both twins then get its one cross-attention, and a warning lists what stays random."
-        other = read_json(name_or_path, 'task.json').get('task', cls.__name__) != cls.__name__
-        return from_other_task(cls, name_or_path, device, **options) if other else super().from_pretrained(name_or_path, device, **options)
 
     @classmethod
     def from_pretraining(cls, task, image_size:int=None, **options):

@@ -211,18 +211,18 @@ class BlipTask(PictureReader):
         image_processor(c['size'] if isinstance(c['size'], int) else c['size'][0], image_mean=list(c['mean']), image_std=list(c['std'])).save_pretrained(path)
         (Path(path)/'task.json').write_text(json.dumps(dict(task=type(self).__name__, options=self.options, pixels=c), indent=1))
 
-# %% ../../nbs/tasks/29_task.ipynb #771b0e55
+# %% ../../nbs/tasks/29_task.ipynb #7658439b
 def read_json(name_or_path, file:str)->dict:
     "A JSON file of a folder or hub repository; {} where it is not there."
     from transformers.utils import cached_file
     try: return json.loads(Path(cached_file(name_or_path, file)).read_text())
     except (OSError, TypeError): return {}
 
-def load_task(cls, name_or_path, device=None, **options):
-    "A task of class `cls` from its own folder, from another task's (its towers; a warning lists what stays random), or from a transformers checkpoint (folder or hub name); `options` override what the folder remembers."
+def load_task(cls, name_or_path, device=None, net_options:dict={}, **options):
+    "A task of class `cls` from its own folder, from another task's (its towers; a warning lists what stays random), or from a transformers checkpoint (folder or hub name); `options` override what the folder remembers, `net_options` go to the net's config."
     about, pre = read_json(name_or_path, 'task.json'), read_json(name_or_path, 'preprocessor_config.json')
     if about.get('task', cls.__name__) != cls.__name__: about = about | dict(options={})  # another task's options say nothing here
-    try: net = cls.net_class.from_pretrained(name_or_path)
+    try: net = cls.net_class.from_pretrained(name_or_path, **net_options)
     except OSError as e:
         if Path(name_or_path).is_dir(): raise InputError(f"The folder {name_or_path} holds no model that can be read: {str(e).splitlines()[0]}") from e
         raise InputError(f"There is no folder {name_or_path}, and no model of that name could be fetched from the hub ({str(e).splitlines()[0]}).") from e
