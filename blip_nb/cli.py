@@ -112,7 +112,7 @@ def run_models(args):
 # %% ../nbs/70_cli.ipynb #702f7120
 train_examples = """blip_nb train shapes --task retrieval --describe-first 16 --out runs/search
          blip_nb train shapes --task vqa --describe-first 8
-         blip_nb train shapes --task nlvr --describe-first 8 --easy-first 4
+         blip_nb train shapes --task nlvr --describe-first 8 --easy-first 5
          blip_nb train captions.csv --task pretrain --val-split val
          blip_nb train vqav2:data/vqa --task vqa --model runs/pretrain/last --recipe vqa_base
          blip_nb train captions.csv --model Salesforce/blip-image-captioning-base --recipe coco_caption_base"""
