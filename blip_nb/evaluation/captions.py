@@ -6,11 +6,12 @@
 __all__ = ['CAPTION_METRICS', 'ngrams', 'bleu_counts', 'bleu', 'lcs', 'rouge_l', 'NgramWeights', 'cider_points', 'caption_scores',
            'caption_scores_per_image', 'explain_cider', 'paired_bootstrap']
 
-# %% ../../nbs/evaluation/50_captions.ipynb #c9d9f888
+# %% ../../nbs/evaluation/50_captions.ipynb #88d01734
 import os, re, shutil, subprocess, warnings
 from collections import Counter
 import numpy as np
 from ..core import InputError, optional_import
+from .intervals import add_intervals, percentiles, resamples
 from .ptb import ptb_tokenize
 
 # %% ../../nbs/evaluation/50_captions.ipynb #f796268d
@@ -153,9 +154,9 @@ def _wanted(metrics):
         raise InputError(f"Unknown metric {', '.join(map(repr, unknown))}; known are {', '.join(CAPTION_METRICS)}, 'BLEU' for all four, and 'all'.")
     return names
 
-# %% ../../nbs/evaluation/50_captions.ipynb #c7d47f2b
+# %% ../../nbs/evaluation/50_captions.ipynb #21962957
 def _score(predictions, references, tokenize, metrics):
-    "{metric: (corpus score, per-image scores)}"
+    "{metric: (corpus score, per-image scores, for BLEU its counts)}"
     names, predictions, references = _wanted(metrics), list(predictions), list(references)
     _check(predictions, references)
     if tokenize:
@@ -166,24 +167,34 @@ def _score(predictions, references, tokenize, metrics):
         grams, ref_grams = [ngrams(p.split()) for p in predictions], [[ngrams(r.split()) for r in refs] for refs in references]
     if set(names) & set(_bleus):
         counts = np.stack([bleu_counts(p, r) for p, r in zip(grams, ref_grams)])
-        out |= {k: (c, rows) for k, c, rows in zip(_bleus, bleu(counts.sum(0)), bleu(counts).T)}
+        out |= {k: (c, rows, counts) for k, c, rows in zip(_bleus, bleu(counts.sum(0)), bleu(counts).T)}
     if 'ROUGE-L' in names: out['ROUGE-L'] = None, np.array([rouge_l(p, r) for p, r in zip(predictions, references)])
     if 'CIDEr' in names:
         if len(predictions) == 1: warnings.warn("CIDEr of a single image is always 0: with one image no n-gram is rarer than another. Score more images together.")
         weights = NgramWeights(ref_grams)
         out['CIDEr'] = None, np.array([sum(cider_points(p, r, weights).values()) for p, r in zip(grams, ref_grams)])
     for java in {'METEOR', 'SPICE'} & set(names): out[java] = _java_scores(java, predictions, references)
-    return {k: (float(out[k][1].mean() if out[k][0] is None else out[k][0]), out[k][1]) for k in names}
+    return {k: (float(out[k][1].mean() if out[k][0] is None else out[k][0]), *out[k][1:]) for k in names}
 
-# %% ../../nbs/evaluation/50_captions.ipynb #452c6d63
+# %% ../../nbs/evaluation/50_captions.ipynb #2948452d
+def _redraw(parts):
+    "The statistic for `add_intervals`: counts (b, N) of images → {metric: (b,)}."
+    def statistic(w):
+        bleus = next((bleu(w @ rest[0]) for _, _, *rest in parts.values() if rest), None)
+        return {k: bleus[:, _bleus.index(k)] if k in _bleus else w @ rows / w.shape[1] for k, (_, rows, *_) in parts.items() if k != 'METEOR'}
+    return statistic
+
+# %% ../../nbs/evaluation/50_captions.ipynb #d2089505
 def caption_scores(
     predictions:list[str],       # one caption per image; '' is allowed and scores 0
     references:list[list[str]],  # the human captions of each image, at least one each
     tokenize:bool=True,          # as coco-caption does; False takes the words as separated by spaces
     metrics=None,                # names to compute; None: BLEU, ROUGE-L, CIDEr; also 'METEOR', 'SPICE' (Java), or 'all'
+    intervals=False,             # True, or a number of resamples: adds 'CIDEr_low', 'CIDEr_high' and so on, 95 % intervals over images (not of METEOR)
 )->dict[str, float]:             # 'BLEU-1' .. 'BLEU-4', 'ROUGE-L' (0 to 1), 'CIDEr' (0 to 10), 'METEOR', 'SPICE' (0 to 1)
     "Caption scores equal to the official coco-caption numbers. Raises InputError naming the row that cannot be scored."
-    return {k: corpus for k, (corpus, _) in _score(predictions, references, tokenize, metrics).items()}
+    parts = _score(predictions, references, tokenize, metrics)
+    return add_intervals({k: p[0] for k, p in parts.items()}, _redraw(parts), len(predictions), intervals)
 
 def caption_scores_per_image(
     predictions:list[str],       # one caption per image
@@ -192,7 +203,7 @@ def caption_scores_per_image(
     metrics=None,                # names to compute, as in `caption_scores`
 )->dict[str, np.ndarray]:        # each (number of images,); their mean is the corpus score, except for BLEU and METEOR
     "The same scores image by image; n-gram weights of CIDEr come from all images given."
-    return {k: rows for k, (_, rows) in _score(predictions, references, tokenize, metrics).items()}
+    return {k: rows for k, (_, rows, *_) in _score(predictions, references, tokenize, metrics).items()}
 
 # %% ../../nbs/evaluation/50_captions.ipynb #8a661898
 def explain_cider(
@@ -210,7 +221,7 @@ def explain_cider(
     points = cider_points(ngrams(predictions[index].split()), grams[index], NgramWeights(grams))
     return sorted(((' '.join(g), v) for g, v in points.items()), key=lambda x: -x[1])
 
-# %% ../../nbs/evaluation/50_captions.ipynb #7212bbc9
+# %% ../../nbs/evaluation/50_captions.ipynb #d0b11c0d
 def paired_bootstrap(
     a,               # (N,) per-image scores of one model
     b,               # (N,) of another on the same images, in the same order
@@ -223,5 +234,5 @@ def paired_bootstrap(
     if d is None or d.ndim != 1 or not len(d): raise InputError(f"Pass two equally long lists of per-image scores; got shapes {np.shape(a)} and {np.shape(b)}.")
     rng = np.random.default_rng(seed)
     means = np.array([d[rng.integers(0, len(d), len(d))].mean() for _ in range(n)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentiles(means, level)
     return float(d.mean()), float(low), float(high)
