@@ -6,13 +6,13 @@
 __all__ = ['SIZES', 'parts', 'twins', 'drawn_tasks', 'way_in', 'Size', 'wave_positions', 'small_net', 'small_captioner',
            'fixed_temperature', 'small_retriever', 'small_pretrainer', 'small_answerer', 'small_comparer',
            'small_classifier', 'small_grounder', 'source', 'taught', 'demo_data', 'all_captions', 'content',
-           'distinct_pairs', 'ByContent', 'ByShapes', 'easy_rows', 'drawn_data', 'strings', 'texts_in',
-           'question_answers', 'blind_answers', 'blind_labels']
+           'distinct_pairs', 'ByContent', 'ByShapes', 'drawn_data', 'strings', 'texts_in', 'question_answers',
+           'blind_answers', 'blind_labels']
 
-# %% ../nbs/68_small.ipynb #c832a9fe
+# %% ../nbs/68_small.ipynb #b38dc48d
 from collections import Counter, defaultdict
 from itertools import combinations_with_replacement
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch, torch.nn as nn
 from transformers import BlipConfig
 from .core import InputError, key_seed
@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #5ad8f3d4
+# %% ../nbs/68_small.ipynb #ce806c54
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -116,11 +116,13 @@ def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
     return BlipVQA.from_net(*small_net(BlipForQuestionAnswering, texts, size, seed), **_reading(size, **options))
 
 def small_comparer(texts, size:Size=Size(), seed:int=0, **options)->BlipNLVR:
-    "A new, random reader of pairs; the twins join in every layer, and begin as an average. `options` of `BlipNLVR`."
-    net, tokenizer = small_net(BlipForNLVR, texts, size, seed, dict(merge_from=0))
+    "A new, random reader of pairs, one layer deeper than the others; the twins join in every layer, and begin at right angles. `options` of `BlipNLVR`."
+    d = size.text_width
+    net, tokenizer = small_net(BlipForNLVR, texts, replace(size, text_depth=size.text_depth + 1), seed, dict(merge_from=0))
     for layer in net.text_encoder.encoder.layer:
         merge = layer.crossattention.output.merge_layer
-        nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.eye(size.text_width).repeat(1, 2) / 2)
+        turned = torch.linalg.qr(torch.randn(d, d))[0]
+        nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.cat([torch.eye(d), turned], 1) / 2**.5)
     return BlipNLVR.from_net(net, tokenizer, **_reading(size, **options))
 
 def small_classifier(texts, labels, size:Size=Size(), seed:int=0, **options)->BlipClassification:
@@ -137,23 +139,23 @@ def small_grounder(texts, size:Size=Size(), seed:int=0, bins:int=None, **options
         for dense in (layer.attention.output.dense, layer.output.dense): nn.init.zeros_(dense.weight)
     return BlipGrounding.from_net(net, tokenizer, **_reading(size, **dict(bins=bins, bin_smoothing=1., decode='expected', hide_image=.5) | options))
 
-# %% ../nbs/68_small.ipynb #4271f7d6
-parts = {'vision_model.': 'vision_model.', 'text_encoder.': 'text_decoder.bert.', 'multimodal_encoder.': 'text_decoder.bert.', 'text_decoder.': 'text_decoder.'}  # ours → a captioner's
+# %% ../nbs/68_small.ipynb #47f11202
+parts = {'vision_model.': ['vision_model.'], 'text_decoder.': ['text_decoder.'],  # ours → where a captioner or an answerer has it
+         **{k: ['text_encoder.', 'text_decoder.bert.'] for k in ('text_encoder.', 'multimodal_encoder.')}}
 twins = {'.self0.': '.self.', '.self1.': '.self.', '.dense0.': '.dense.', '.dense1.': '.dense.'}
 
-def source(name:str)->str:
-    "The name in a captioner of what is called `name` in another net; '' where it has none."
-    new = next((old + name[len(ours):] for ours, old in parts.items() if name.startswith(ours)), '')
-    for two, one in twins.items(): new = new.replace(two, one)
-    return new
+def source(name:str, given)->str:
+    "The name among those `given` (of a captioner or an answerer) of what is called `name` in another net; '' where there is none."
+    for two, one in twins.items(): name = name.replace(two, one)
+    return next((old + name[len(ours):] for ours, olds in parts.items() if name.startswith(ours) for old in olds if old + name[len(ours):] in given), '')
 
-def taught(task, captioner:BlipCaption):
-    "The task, with the vision tower and the text layers of a captioner of the same size and words, in its slow copy too."
-    given, twice = captioner.net.state_dict(), hasattr(task.net, 'multimodal_encoder')
-    def known(k): return source(k) in given and not (twice and k.startswith('text_encoder.encoder.'))  # of two readings the second looks
+def taught(task, teacher):
+    "The task, with the vision tower and the text layers of a captioner or an answerer of the same width and words, in its slow copy too."
+    given, twice = teacher.net.state_dict(), hasattr(task.net, 'multimodal_encoder')
+    def known(k): return source(k, given) and not (twice and k.startswith('text_encoder.encoder.'))  # of two readings the second looks
     for part in filter(None, (task.net, getattr(task, 'memory', None))):
         own = part.state_dict()
-        part.load_state_dict(own | {k: given[source(k)] for k, v in own.items() if known(k) and given[source(k)].shape == v.shape})
+        part.load_state_dict(own | {k: given[source(k, given)] for k, v in own.items() if known(k) and given[source(k, given)].shape == v.shape})
     return task
 
 # %% ../nbs/68_small.ipynb #1cf4146b
@@ -210,15 +212,9 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #2732a2e0
+# %% ../nbs/68_small.ipynb #59e3f821
 drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=4000, grounding=4000, classification=4000)  # task → pictures to learn from
-way_in = dict(nlvr=dict(single=3))  # sentences about one picture of a pair, to learn from only
-
-def easy_rows(task:str, n:int=None, seed:int=0, level:str='default'):
-    "What a task may practise on before its own rows: for pairs, sentences about one of the two pictures."
-    from blip_nb.data.shape_tasks import shapes_pairs
-    if task != 'nlvr': raise InputError(f"The drawn world has easy rows for pairs (nlvr), not for {task}.")
-    return shapes_pairs(n or drawn_tasks[task], seed=seed, level=level, per_pair=0, single=6)
+way_in = dict(nlvr=dict(per_pair=6, single=4))  # to learn from only: more sentences of a pair, and some about one of its pictures
 
 def drawn_data(
     task:str='caption',
@@ -238,7 +234,7 @@ def drawn_data(
     make = dict(vqa=shape_tasks.shapes_questions, nlvr=shape_tasks.shapes_pairs, grounding=shape_tasks.shapes_phrases)[task]
     options = dict(per_pair=4) if task == 'nlvr' else {}
     if frames: make, options = shape_tasks.shapes_videos, dict(frames=frames)
-    return tuple(make(k, seed=seed, level=level, split=split, **options, **way_in.get(task, {}) if split == 'train' else {}) for k, split in ((n, 'train'), (held, 'val')))
+    return tuple(make(k, seed=seed, level=level, split=split, **options | (way_in.get(task, {}) if split == 'train' else {})) for k, split in ((n, 'train'), (held, 'val')))
 
 # %% ../nbs/68_small.ipynb #b27b0de1
 def strings(value)->list:

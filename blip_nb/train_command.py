@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['captioned', 'recipe_changes', 'is_drawn', 'read_rows', 'first_rows', 'given_labels', 'label_names', 'numbered',
-           'training_data', 'new_task', 'starting_task', 'describe_first', 'easy_first', 'blind_scores', 'report',
-           'run_train', 'drawn_captions']
+           'training_data', 'new_task', 'starting_task', 'describe_first', 'answer_first', 'blind_scores', 'report',
+           'run_train', 'drawn_words']
 
 # %% ../nbs/70a_train_command.ipynb #fa2807ab
 import copy, json
@@ -129,15 +129,22 @@ def describe_first(args, recipe, rows, task, out):
     log = fit(writer, CleanCaptions(rows), None, first, out=out/'described', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
     return None if log.interrupted else small.taught(task, writer.to('cpu'))
 
-# %% ../nbs/70a_train_command.ipynb #49f9698c
-def easy_first(args, recipe, task, out)->bool:
-    "Let the task practise on the drawn world's easy rows; False when that was interrupted."
-    from blip_nb.small import easy_rows
+# %% ../nbs/70a_train_command.ipynb #ff2c1023
+def answer_first(args, recipe, task, out):
+    "The task after a net of its words has answered questions of single pictures (and, with --describe-first, has described them before) and left it its eyes and layers; None when that was interrupted."
+    from blip_nb import small
     from blip_nb.training.loop import fit
-    if not is_drawn(args): raise InputError("--easy-first is for the drawn world (shapes), which has rows that are easy.")
-    rows = easy_rows(args.task, args.n, recipe.seed, args.level)
-    log = fit(task, rows, None, recipe.but(epochs=args.easy_first, eval_every=0), out=out/'practised', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
-    return not log.interrupted
+    from blip_nb.training.recipes import RECIPES
+    if not is_drawn(args) or args.model or not (args.task == 'nlvr' or args.frames): raise InputError("--answer-first is for new nets that read pairs (nlvr) or clips (--frames) of the drawn world (shapes).")
+    rows = small.drawn_data('vqa', args.n and min(args.n, small.drawn_tasks['vqa']), recipe.seed, args.level)[0]
+    reader = small.small_answerer(task.tokenizer, small.SIZES['shapes'], recipe.seed)
+    reader.net.set_attn_implementation(task.net.config._attn_implementation)
+    if args.describe_first and not describe_first(args, recipe, rows, reader, out): return None
+    lesson = RECIPES['vqa_shapes'].but(epochs=args.answer_first, seed=recipe.seed, amp=recipe.amp, eval_every=0)
+    log = fit(reader, rows, None, lesson, out=out/'answered', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
+    if log.interrupted: return None
+    if args.task == 'nlvr': task.net.vision_model.requires_grad_(False)  # it sees well by now; what is left is to compare, and half of a step's time is saved
+    return small.taught(task, reader.to('cpu'))
 
 # %% ../nbs/70a_train_command.ipynb #fe86245c
 def blind_scores(task:str, rows, val)->dict:
@@ -154,7 +161,7 @@ def report(args, log, rows, val, out):
     if scores and val is not None and (blind := blind_scores(args.task, rows, val)): print('without looking: ' + '  '.join(f'{k} {v:.4g}' for k, v in blind.items()))
     print(f"Trained in {sum(r['seconds'] for r in log.epochs)/60:.1f} minutes. The last weights are in {out}/last" + (f', the best in {out}/best.' if log.best else '.'))
 
-# %% ../nbs/70a_train_command.ipynb #d922fbb1
+# %% ../nbs/70a_train_command.ipynb #0132b1f7
 def run_train(args):
     "Train a task; new, or from a checkpoint."
     from blip_nb.core import has_bf16, pick_device
@@ -167,19 +174,20 @@ def run_train(args):
     recipe = find_recipe(args.recipe or name).but(**recipe_changes(args.set))
     if recipe.amp == 'bf16' and not has_bf16(args.device): recipe = recipe.but(amp='no')
     rows, val = training_data(args, recipe)
-    texts = texts_in(rows) + ([] if args.model or not args.describe_first or args.task == 'retrieval' or not is_drawn(args) else drawn_captions(args.level))
+    texts = texts_in(rows) + ([] if args.model or not (args.describe_first or args.answer_first) or args.task == 'retrieval' or not is_drawn(args) else drawn_words(args.level))
     words = [clean_caption(t, 30) if args.task in captioned else t for t in texts]
     task = starting_task(args, words, rows, recipe)
     if pick_device(args.device).type == 'cpu' and not args.model: task.net.set_attn_implementation('eager')  # at 40 to 70 keys faster there
     again = f"blip_nb train {args.data} --task {args.task} --out {out} --resume (and the options you gave)"
-    if args.describe_first and not (task := describe_first(args, recipe, rows, task, out)): return 130
-    if args.easy_first and not easy_first(args, recipe, task, out): return 130
+    if args.answer_first: task = answer_first(args, recipe, task, out)
+    elif args.describe_first: task = describe_first(args, recipe, rows, task, out)
+    if not task: return 130
     log = fit(task, CleanCaptions(rows) if args.task in captioned else rows, val, recipe, out=out, resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device, resume_with=again)
     if log.interrupted: return 130
     report(args, log, rows, val, out)
     return 0
 
-def drawn_captions(level:str)->list:
-    "Every word that captions of the drawn world can hold."
+def drawn_words(level:str)->list:
+    "Every word that captions, questions and answers of the drawn world can hold."
     from blip_nb.data.shapes import vocabulary
-    return [' '.join(vocabulary(level))]
+    return [' '.join(vocabulary(level, questions=True))]
