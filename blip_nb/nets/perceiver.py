@@ -41,7 +41,7 @@ class Heads(nn.Module):
     def heads(self, x): return x.unflatten(-1, (self.h, -1)).transpose(1, 2)                  # (n, t, h·d) → (n, h, t, d)
     def keys(self, x): return tuple(self.heads(part) for part in self.kv_proj(x).chunk(2, -1))  # (b, s, width) → two of (b, h, s, d)
 
-# %% ../../nbs/nets/25_perceiver.ipynb #060ce419
+# %% ../../nbs/nets/25_perceiver.ipynb #4058b30d
 class PerceiverAttention(Heads):
     "Latents (b, l, width) ask patches (b, s, width) and each other."
     def __init__(self, config, width:int):
@@ -53,8 +53,8 @@ class PerceiverAttention(Heads):
         out, weights = attend(self, self.heads(self.q_proj(z)), *self.keys(torch.cat([x, z], 1)), maps=maps)
         return self.out_proj(out), weights
 
-class PerceiverLayer(nn.Module):
-    "One round of asking."
+class PerceiverLayer(GradientCheckpointingLayer):
+    "One round of asking. (Its kind of layer can forget what it computed and compute it again in the backward pass.)"
     def __init__(self, config, width:int):
         super().__init__()
         self.attn, self.ff = PerceiverAttention(config, width), FeedForward(width, config.ff_factor)
