@@ -36,13 +36,14 @@ def bootstrap(
     sums = np.concatenate([rng.multinomial(units, counts / units, min(step, n - i)) @ kinds for i in range(0, n, step)])
     return tuple(float(x) for x in percentiles(sums[:, 0] / sums[:, 1], level))
 
-# %% ../../nbs/evaluation/48_intervals.ipynb #9d23471a
+# %% ../../nbs/evaluation/48_intervals.ipynb #af6ede34
 def group_numbers(
     groups,  # N names of any kind
     size:int,
 )->np.ndarray:  # (N,) from 0, equal where the names are
     "Names as numbers. Raises `InputError` unless there is one name for each of `size` rows."
-    if isinstance(groups, str) or len(groups) != size: raise InputError(f"`groups` has {len(groups)} entries for {size} rows: name the group (the picture) of each row.")
+    if isinstance(groups, str): raise InputError("`groups` is one string; pass a list with one name per row.")
+    if len(groups) != size: raise InputError(f"`groups` has {len(groups)} entries for {size} rows: name the group (the picture) of each row.")
     seen = {}
     return np.array([seen.setdefault(g.item() if hasattr(g, 'item') else g, len(seen)) for g in groups])
 

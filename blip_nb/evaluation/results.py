@@ -27,7 +27,7 @@ def by_id(
     if not out: raise InputError(f"There is no {what} at all.")
     return out
 
-# %% ../../nbs/evaluation/48b_results.ipynb #8434f899
+# %% ../../nbs/evaluation/48b_results.ipynb #bb60c8bd
 def check_ids(
     given,   # ids that have a prediction
     wanted,  # ids that should have one
@@ -37,8 +37,8 @@ def check_ids(
     unknown, missing = [i for i in given if i not in wanted], [i for i in wanted if i not in given]
     hint = " Are both of the same split?"
     if unknown and {str(i) for i in unknown} & {str(i) for i in missing}: hint = f" The ids are {type(unknown[0]).__name__} on one side and {type(missing[0]).__name__} on the other: convert one."
-    for ids, text in ((unknown, 'predictions have an id that is not in the truth'), (missing, 'ids of the truth have no prediction')):
-        if ids: raise InputError(f"{len(ids)} {text}, the first being {ids[0]!r}.{hint}")
+    for ids, text in ((unknown, 'Predictions whose id is not in the truth'), (missing, 'Ids of the truth without a prediction')):
+        if ids: raise InputError(f"{text}: {len(ids)}, the first being {ids[0]!r}.{hint}")
 
 # %% ../../nbs/evaluation/48b_results.ipynb #800e1b80
 def align(
