@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['left_align', 'shifted_cache', 'Demonstrations', 'can_shift']
 
-# %% ../../nbs/nets/25d_demonstrations.ipynb #c9335141
-import copy
+# %% ../../nbs/nets/25d_demonstrations.ipynb #f0328047
 from dataclasses import dataclass
-import torch, torch.nn.functional as F
+import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ..core import InputError
 from .media import JoinedMedia, Media
@@ -38,7 +37,7 @@ def shifted_cache(
         new.update(pick(layer.keys), pick(layer.values), i)
     return new
 
-# %% ../../nbs/nets/25d_demonstrations.ipynb #4762527d
+# %% ../../nbs/nets/25d_demonstrations.ipynb #73917d06
 @dataclass
 class Demonstrations:
     "A read prompt that others continue. Made by `FlamingoForConditionalGeneration.encode_demonstrations`."
@@ -59,7 +58,7 @@ class Demonstrations:
         if len(self) not in (1, n): raise InputError(f"{len(self)} rows of demonstrations cannot stand in front of {n} questions: there must be one, or one for each.")
         ids, whole = left_align(torch.cat([self.input_ids.expand(n, -1), input_ids], 1), torch.cat([self.attention_mask.expand(n, -1), mask.to(self.attention_mask)], 1))
         joined = media if self.media is None else self.media if media is None else JoinedMedia(self.media, media)
-        columns = ids.shape[1] - int(mask.sum(1).max())
+        columns = ids.shape[1] - max(1, int(mask.sum(1).max()))                # the longest question is read anew
         if self.past is None or columns < 1: return ids, whole, joined, None
         return ids, whole, joined, shifted_cache(self.past, self.attention_mask.sum(1), (whole == 0).sum(1), columns)
 

@@ -6,7 +6,7 @@
 __all__ = ['FlamingoConfig', 'FlamingoOutput', 'flamingo_labels', 'fits', 'untouched', 'FlamingoPreTrainedModel', 'FlamingoParts',
            'Repeats', 'picture_rows', 'check_counts', 'pads_of', 'FlamingoReader', 'config_of_open_flamingo']
 
-# %% ../../nbs/nets/26b_interleaved.ipynb #b58bdf39
+# %% ../../nbs/nets/26b_interleaved.ipynb #d499d534
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 from ..core import InputError
 from .hooks import GatedBlocks, TokenRows, before_layers, decoder_layers
 from .media import Look, Media
-from .perceiver import PerceiverResampler, init_media_weights, media_times
+from .perceiver import PerceiverResampler, init_media_weights, look_ahead, media_times
 
-# %% ../../nbs/nets/26b_interleaved.ipynb #9924c1d0
+# %% ../../nbs/nets/26b_interleaved.ipynb #b4d53905
 class FlamingoConfig(PreTrainedConfig):
     "Sizes of a Flamingo. `vision_config`: of CLIP's vision tower; `text_config`: of any decoder of transformers."
     model_type = 'flamingo'
@@ -35,21 +35,26 @@ class FlamingoConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     cross_attn_every_n_layers: int = 1            # a gated block in front of every n-th layer
     only_attend_immediate_media: bool = True      # a word sees the last picture, or all so far
+    attend_next_media: bool = False               # a word sees the picture after it: OpenFlamingo's first release, and mmpretrain
     resampler_depth: int = 6
     resampler_latents: int = 64                   # per picture
     attention_heads: int = 8                      # of resampler and gated blocks
     attention_head_dim: int = 64
     ff_factor: int = 4                            # width inside their feed-forward nets
-    reference_quirks: bool = False                # as published when a word sees all pictures: text before the first one looks at all of them alike
+    reference_quirks: bool = False                # as published: marks and pictures are not counted, and who should see what is not there looks at all pictures alike
     language_model_name: str | None = None        # where the frozen parts come from, if they have a name
     vision_model_name: str | None = None
+    complete: bool = False                        # a checkpoint that holds the frozen parts, too (set by `save_pretrained`)
 
     def __post_init__(self, **kwargs):
         given = self.vision_config if self.vision_config is not None else {}
         self.vision_config = CLIPVisionConfig(**given) if isinstance(given, dict) else given
         given = self.text_config if self.text_config is not None else dict(model_type='opt')
         self.text_config = AutoConfig.for_model(**given) if isinstance(given, dict) else given
+        parts = [self.vision_config, self.text_config]
+        kernels = [getattr(c, '_attn_implementation_internal', None) for c in parts]
         super().__post_init__(**kwargs)
+        for c, kernel in zip(parts, kernels): c._attn_implementation_internal = c._attn_implementation or kernel   # transformers forgets which kernels models that are there already use
 
     @property
     def context(self):
@@ -229,7 +234,7 @@ def pads_of(input_ids, config):
     if pad is None or pad == config.eoc_token_id or not bool((input_ids == pad).any()): return None
     return (input_ids != pad).long()
 
-# %% ../../nbs/nets/26b_interleaved.ipynb #2f15538f
+# %% ../../nbs/nets/26b_interleaved.ipynb #7969c77a
 class FlamingoReader(Repeats):
     "Reads. `FlamingoForConditionalGeneration` adds writing, loading and saving."
     @can_return_tuple
@@ -265,9 +270,13 @@ class FlamingoReader(Repeats):
         "Number of pictures up to each position, checked against those that were given."
         own = mask[:, -input_ids.shape[1]:] if mask is not None and mask.dim() == 2 else None
         times = media_times(input_ids, self.config.media_token_id, own, media.seen if past and media is not None else None)
-        check_counts(times[:, -1], media)
+        if not self.config.reference_quirks: check_counts(times[:, -1], media)
         if media is not None: media.seen = times[:, -1]
-        return times
+        return self.seen_from(times, input_ids)
+
+    def seen_from(self, times, input_ids):
+        "The number of the picture that each position of whole rows sees."
+        return look_ahead(times, input_ids == self.config.media_token_id) if self.config.attend_next_media else times
 
     def check_length(self, tokens:int, new:int=0):
         limit = self.config.context

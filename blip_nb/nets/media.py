@@ -85,7 +85,7 @@ def _reorder(x, order):
     if order is None: return x
     return x.gather(2, order[(slice(None), None, slice(None)) + (None,)*(x.dim() - 3)].expand(-1, x.shape[1], -1, *x.shape[3:]))
 
-# %% ../../nbs/nets/25c_media.ipynb #fbf01e8c
+# %% ../../nbs/nets/25c_media.ipynb #56fa1188
 class Look:
     "What gated blocks look at during one pass. Called by a hook as `look(i, block, x)`."
     def __init__(self,
@@ -93,15 +93,16 @@ class Look:
         times:torch.Tensor,      # (n, t): number of pictures announced up to each position; b divides n
         immediate:bool=True,     # a position sees the last picture, or all so far
         maps:bool=False,         # keep where every position looks, in `self.maps`
-        uniform:bool=False,      # positions without a picture look everywhere (only where `immediate` is False)
+        quirks:bool=False,       # as published: who is to see a picture that is not there looks at all alike; where all so far are seen, so does who sees none yet
     ):
-        self.media, self.maps, self.want_maps, self.uniform, self.which, self.keep = media, {}, maps, uniform and not immediate, None, None
+        self.media, self.maps, self.want_maps, self.which, self.keep, self.everywhere = media, {}, maps, None, None, None
         if media is None: return
         if times.shape[0] % len(media): raise InputError(f"{times.shape[0]} texts cannot be shared out evenly among the pictures of {len(media)} rows.")
         m = media.present.shape[1]
         self.training = torch.is_grad_enabled()
-        self.which = range(1, m + 1) if self.training or maps or not immediate else needed(times, len(media), m)
+        self.which = range(1, m + 1) if self.training or maps or quirks or not immediate else needed(times, len(media), m)
         self.keep = self.mask(times, immediate)
+        if quirks: self.everywhere = (times > m if immediate else times == 0)[:, None, :, None]
 
     def mask(self, times, immediate):
         "Bool (n, 1, t, s), or None where everything in view may be looked at."
@@ -118,7 +119,7 @@ class Look:
         keep = None if self.keep is None else self.keep.to(x.device)
         if self.training: media, keys = self.media.features.flatten(1, 2).to(block.attn_gate), None
         else: media, keys = None, tuple(k.to(x.device) for k in self.media.keys(i, block, self.which))
-        x, weights = block(x, media, keep, keys, self.want_maps, self.uniform)
+        x, weights = block(x, media, keep, keys, self.want_maps, None if self.everywhere is None else self.everywhere.to(x.device))
         if self.want_maps: self.maps[i] = weights
         return x
 

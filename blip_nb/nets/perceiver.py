@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeedForward', 'Kernel', 'Heads', 'PerceiverAttention', 'PerceiverLayer', 'PerceiverResampler', 'media_times',
-           'sees_media', 'MediaAttention', 'GatedCrossAttention', 'init_media_weights']
+           'sees_media', 'look_ahead', 'MediaAttention', 'GatedCrossAttention', 'init_media_weights']
 
 # %% ../../nbs/nets/25_perceiver.ipynb #82b6dfc6
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -114,25 +114,26 @@ def sees_media(
     keep = keep & present.repeat_interleave(len(times)//len(present), 0)[:, None]
     return keep.repeat_interleave(latents, -1)[:, None]
 
-# %% ../../nbs/nets/25_perceiver.ipynb #cc589daf
+# %% ../../nbs/nets/25_perceiver.ipynb #639fecf7
+def look_ahead(times:torch.Tensor, marks:torch.Tensor)->torch.Tensor:
+    "`media_times` (n, t) of whole rows, for words that see the next picture; `marks` (n, t) bool says where `<image>` stands."
+    ahead = times + (~marks).long()
+    return ahead.masked_fill(ahead > times[:, -1:], 0)
+
+# %% ../../nbs/nets/25_perceiver.ipynb #0055d1ef
 class MediaAttention(Heads):
     "Text (n, t, width) asks the latents of pictures."
     def __init__(self, config, width:int, media_width:int):
         super().__init__(config, width, media_width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x, keys, keep, maps=False, uniform=False):
+    def forward(self, x, keys, keep, maps=False, everywhere=None):
         q = self.heads(self.q_proj(self.norm(x)))
-        if uniform: q, keep = _look_everywhere(q, keep)
+        if everywhere is not None: q, keep = q.masked_fill(everywhere, 0.), keep | everywhere   # a query of zeros likes all keys alike
         out, weights = attend(self, q, *keys, keep=keep, maps=maps)
         return self.out_proj(out), weights
 
-def _look_everywhere(q, keep):
-    "Who may look nowhere looks at all places alike (see `reference_quirks` of `FlamingoConfig`)."
-    nowhere = ~keep.any(-1, keepdim=True)
-    return q.masked_fill(nowhere, 0.), keep | nowhere
-
-# %% ../../nbs/nets/25_perceiver.ipynb #08cf1a0b
+# %% ../../nbs/nets/25_perceiver.ipynb #a9567881
 class GatedCrossAttention(GradientCheckpointingLayer):
     "What Flamingo puts in front of a decoder layer. Source: arXiv 2204.14198."
     def __init__(self,
@@ -150,12 +151,12 @@ class GatedCrossAttention(GradientCheckpointingLayer):
         keep:torch.Tensor=None,     # bool (n, 1, t, m·l) from `sees_media`
         keys:tuple=None,            # keys and values of `media` where they are known already
         maps:bool=False,            # return where the text looks
-        uniform:bool=False,         # positions that see nothing look everywhere, as the published code has it for `immediate=False`
+        everywhere:torch.Tensor=None,  # bool (n, 1, t, 1): positions that look at all latents alike (see `reference_quirks` of `FlamingoConfig`)
     ):                              # (n, t, width), and weights (n, h, t, m·l) or None
         "Look, then think, each through its gate; computed in the dtype of this block, returned in that of `x`."
         own, weights = x.to(self.attn_gate.dtype), None
         if media is not None or keys is not None:
-            seen, weights = self.attn(own, self.attn.keys(media) if keys is None else keys, keep, maps, uniform)
+            seen, weights = self.attn(own, self.attn.keys(media) if keys is None else keys, keep, maps, everywhere)
             own = own + self.attn_gate.tanh()*seen
         return (own + self.ff_gate.tanh()*self.ff(own)).to(x.dtype), weights
 
