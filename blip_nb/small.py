@@ -212,8 +212,8 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #59e3f821
-drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=4000, grounding=4000, classification=4000)  # task → pictures to learn from
+# %% ../nbs/68_small.ipynb #08e302ef
+drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
 way_in = dict(nlvr=dict(per_pair=6, single=4))  # to learn from only: more sentences of a pair, and some about one of its pictures
 
 def drawn_data(

@@ -36,7 +36,7 @@ class _Classifier(_Blip):
         "A new one from a loaded net for matching or pre-training, with positions resampled for pictures of another size; a warning lists what stays random."
         return cls.begin(net, {k: v for k, v in net.state_dict().items() if not k.startswith('cls_head.')}, image_size, num_labels=num_labels)
 
-# %% ../../nbs/nets/23e_classification.ipynb #6fd44bfa
+# %% ../../nbs/nets/23e_classification.ipynb #d4045198
 class BlipForClassification(_Classifier):
     "Which of `config.num_labels` classes do a picture and a text make? Sources: arXiv 2201.12086; LAVIS for the head. transformers has no such class."
     def __init__(self, config):
@@ -56,13 +56,14 @@ class BlipForClassification(_Classifier):
         *, label_smoothing:float=0.,        # share of the target spread over all classes
         interpolate_pos_encoding:bool=False,
         image_embeds:torch.Tensor=None,     # (b, s, width), in place of pixel_values
+        first_only:bool=False,              # the text's last layer computes its first state alone, which is all that `logits` need
         output_attentions:bool=None, output_hidden_states:bool=None,
     )->BlipForClassificationOutput:
         "`logits` (n, labels) per text, read off its first token; the cross-entropy where there are labels."
         if input_ids is None or (pixel_values is None and image_embeds is None): raise InputError("BlipForClassification needs input_ids (n, t), and pixel_values (b, channels, height, width) or image_embeds (b, s, width).")
         vision = self.images(pixel_values, image_embeds, interpolate_pos_encoding, output_attentions, output_hidden_states)
         image = vision.last_hidden_state
-        text = self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image, output_attentions=output_attentions, return_dict=True)
+        text = self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image, output_attentions=output_attentions, first_only=first_only, return_dict=True)
         logits = self.cls_head(text.last_hidden_state[:, 0])
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.to(logits.device), label_smoothing=label_smoothing)
         return BlipForClassificationOutput(loss=loss, logits=logits, image_embeds=image, text_embeds=text.last_hidden_state,

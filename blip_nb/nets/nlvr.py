@@ -98,7 +98,7 @@ class _Pairs(_Blip):
         "A new one from a loaded net with one cross-attention (matching, pre-training), with positions resampled for pictures of another size; a warning lists what stays random."
         return cls.begin(net, twin(net.state_dict()), image_size)
 
-# %% ../../nbs/nets/23c_nlvr.ipynb #d291da24
+# %% ../../nbs/nets/23c_nlvr.ipynb #b7562cc0
 class BlipForNLVR(_Pairs):
     "Is a sentence true of two pictures? Source: arXiv 2201.12086, section 5.4; transformers has no such class."
     def __init__(self, config):
@@ -116,11 +116,12 @@ class BlipForNLVR(_Pairs):
         labels:torch.Tensor=None,           # (n,) 1 where the sentence is true, 0 where not
         *, interpolate_pos_encoding:bool=False,
         image_embeds:torch.Tensor=None,     # (b, 2, s, width), in place of pixel_values
+        first_only:bool=False,              # the text's last layer computes its first state alone, which is all that `logits` need
         output_attentions:bool=None, output_hidden_states:bool=None,
     )->BlipForNLVROutput:
         "`logits` (n, 2) per sentence, read off its first token; the cross-entropy where there are labels."
         vision, image = self.pairs(pixel_values, image_embeds, interpolate_pos_encoding, output_attentions, output_hidden_states)
-        text = self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image, output_attentions=output_attentions, return_dict=True)
+        text = self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image, output_attentions=output_attentions, first_only=first_only, return_dict=True)
         logits = self.cls_head(text.last_hidden_state[:, 0])
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.to(logits.device))
         return BlipForNLVROutput(loss=loss, logits=logits, image_embeds=image, text_embeds=text.last_hidden_state,

@@ -103,14 +103,14 @@ class _Reading(BlipTask):
         "The net's output, one row per text."
         return self.read(images, data_samples, **kwargs)[0]
 
-# %% ../../nbs/tasks/36_nlvr.ipynb #b549fc09
+# %% ../../nbs/tasks/36_nlvr.ipynb #77e5b1c4
 class Labelling(_Reading):
     "A task that puts each text, read with its picture in view, into a class. Subclasses have `see` and `write`."
     names = 'False', 'True'
 
     def training_losses(self, images, data_samples)->dict:
         "`loss`, and `train_accuracy` (0–100) of the batch for the log."
-        out, counts, samples = self.read(images, data_samples)
+        out, counts, samples = self.read(images, data_samples, first_only=True)
         labels = label_numbers(samples, counts, self.names).to(out.logits.device)
         loss = F.cross_entropy(out.logits.float(), labels, label_smoothing=self.options.get('label_smoothing', 0.))
         return dict(loss=loss, train_accuracy=100 * (out.logits.argmax(-1) == labels).float().mean())
@@ -118,7 +118,7 @@ class Labelling(_Reading):
 
     def predict(self, images, data_samples=None)->list:
         "Each sample with the class of its text and the probabilities of all classes; lists of them where `text` is a list."
-        with torch.no_grad(), evaluating(self): out, counts, samples = self.read(images, data_samples)
+        with torch.no_grad(), evaluating(self): out, counts, samples = self.read(images, data_samples, first_only=True)
         for s, own in zip(samples, out.logits.float().softmax(-1).cpu().split(counts)):
             fields = [self.write(p) for p in own]
             for k in fields[0]: s[k] = [f[k] for f in fields] if isinstance(s.get('text'), (list, tuple)) else fields[0][k]
