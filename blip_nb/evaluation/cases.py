@@ -16,7 +16,7 @@ from .captions import caption_scores, caption_scores_per_image
 from .intervals import bootstrap
 from .recall import rank_scores
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #ac82ddac
+# %% ../../nbs/evaluation/54b_cases.ipynb #8f989c2a
 @dataclass
 class Case:
     "What was scored once."
@@ -31,6 +31,7 @@ class Case:
     text: str = ''        # the question, sentence, phrase or query
     extra: dict = field(default_factory=dict)  # boxes, or the row of the picture that was found
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #19a82c48
 @dataclass
 class Judged:
     "Scores of a data set; rows without truth are not in it."
@@ -38,8 +39,9 @@ class Judged:
     intervals: dict       # name → (low, high), 95 %
     cases: list
     counted: int          # rows with truth
+    means: str = ''       # what score and confidence of a case are
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #d80b5618
+# %% ../../nbs/evaluation/54b_cases.ipynb #f695951e
 def _percent(cases:dict)->tuple:
     "(scores, intervals) in per cent of lists of cases whose scores are in 0–1, by name; cases of one row are drawn together."
     scores = {k: 100*sum(c.score for c in v)/len(v) for k, v in cases.items()}
@@ -50,17 +52,19 @@ def split_intervals(scores:dict)->tuple:
     ends = {k: (scores[f'{k}_low'], scores[f'{k}_high']) for k in scores if f'{k}_low' in scores}
     return {k: v for k, v in scores.items() if not any(k in (f'{n}_low', f'{n}_high') for n in ends)}, ends
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #ad9a9854
 def listed(value, n:int)->list:
     "A value for each of a row's n questions or texts: a list of n as it is, anything else n times."
     return list(value) if isinstance(value, (list, tuple)) and len(value) == n else [value]*n
 
 def _first(value): return value[0] if isinstance(value, (list, tuple)) else value
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #9cfbe141
 def told(rows, records, *names)->list:
     "(index, row, record) of the rows that have one of the truths `names`."
     return [(i, row, rec) for i, (row, rec) in enumerate(zip(rows, records, strict=True)) if any(row.get(n) is not None and len(np.atleast_1d(np.asarray(row[n], object))) for n in names)]
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #07d744f0
+# %% ../../nbs/evaluation/54b_cases.ipynb #a4e8fe8f
 def judge_captions(
     rows,          # dicts with gt_caption, without pictures
     records,       # their predictions: pred_caption, pred_score
@@ -78,9 +82,9 @@ def judge_captions(
         if len(own) > 1: scores[f'CIDEr_{group}'] = caption_scores([said[k] for k in own], [truth[k] for k in own], metrics=['CIDEr'])['CIDEr']
     middle = np.median(each)
     cases = [Case(i, 0, r.get('image_id', i), c, t[0], float(s), bool(s > middle), _first(rec.get('pred_score')) or 0.) for (i, r, rec), c, t, s in zip(found, said, truth, each)]
-    return Judged(scores, intervals, cases, len(found))
+    return Judged(scores, intervals, cases, len(found), 'Score: the CIDEr of the caption. Sure: the mean probability of its words.')
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #226a89b0
+# %% ../../nbs/evaluation/54b_cases.ipynb #c8ba4725
 def _vqa(s):
     from blip_nb.tasks.vqa import scored_answers
     return scored_answers(s)[0][0]
@@ -92,6 +96,7 @@ def _okvqa(s):
 
 def _gqa(s): return float(normalize_answer(s['pred_answer']) == normalize_answer(_first(s['gt_answer'])))
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #6d253ca4
 answer_rules = dict(vqa=_vqa, okvqa=_okvqa, gqa=_gqa)
 _asked = 'question', 'question_id', 'question_type', 'answer_type', 'gt_answer', 'gt_answer_weight', 'human_answers', 'pred_answer', 'pred_score'
 
@@ -101,7 +106,7 @@ def single_questions(row, record)->list:
     columns = {k: listed(both[k], len(row['question'])) if several else [both[k]] for k in _asked if both.get(k) is not None}
     return [DataSample(zip(columns, values)) for values in zip(*columns.values())]
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #948089b3
+# %% ../../nbs/evaluation/54b_cases.ipynb #ffe29864
 def judge_answers(
     rows,              # dicts with question, and gt_answer or human_answers
     records,           # pred_answer, pred_score
@@ -118,9 +123,9 @@ def judge_answers(
             for key in dict.fromkeys(('accuracy', *(f'accuracy_{s[k]}' for k in ('question_type', 'answer_type') if s.get(k)))): values.setdefault(key, []).append(cases[-1])
     if not cases: return Judged({}, {}, [], 0)
     scores, intervals = _percent({k: values[k] for k in ['accuracy', *sorted(values.keys() - {'accuracy'})]})
-    return Judged(scores, intervals, cases, len(found))
+    return Judged(scores, intervals, cases, len(found), 'Score: of the answer, 0 to 1. Sure: its probability.')
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #588e7c60
+# %% ../../nbs/evaluation/54b_cases.ipynb #6d8acddf
 def judge_labels(
     rows,          # dicts with gt_label, a number or a name, and maybe text and identifier
     records,       # pred_label, pred_score (of that label)
@@ -143,9 +148,9 @@ def judge_labels(
     identifiers = [c.id for c in cases]
     if len(names) == 2 and all(str(x).count('-') == 3 for x in identifiers):
         scores, intervals = split_intervals({k: v for k, v in nlvr2_accuracy([c.right for c in cases], [True]*len(cases), identifiers, intervals=True).items() if k != 'count'})
-    return Judged(scores, intervals, cases, len(found))
+    return Judged(scores, intervals, cases, len(found), 'Score: 1 for the right class. Sure: the probability of the class that was named.')
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #aa3bda59
+# %% ../../nbs/evaluation/54b_cases.ipynb #791096b6
 def judge_boxes(
     rows,      # dicts with text and gt_bboxes, corners in pixels
     records,   # pred_bboxes, pred_score, size (width, height of the picture)
@@ -163,9 +168,9 @@ def judge_boxes(
     of, scores, intervals = [c.index for c in cases], {}, {}
     for name, scale, values in (('accuracy', 100, [float(c.right) for c in cases]), ('mean_iou', 1, [c.score for c in cases])):
         scores[name], intervals[name] = scale*float(np.mean(values)), tuple(scale*x for x in bootstrap(values, groups=of))
-    return Judged(scores, intervals, cases, len(found))
+    return Judged(scores, intervals, cases, len(found), 'Score: intersection over union; 0.5 is right. Sure: the mean probability of the four coordinates. Red is the box that was found, green the true one.')
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #a2d8267c
+# %% ../../nbs/evaluation/54b_cases.ipynb #5ec56bb9
 def row_texts(row)->list:
     "The texts of a row of a search: `text`, else `gt_caption`."
     own = row.get('text') or row.get('gt_caption') or []
@@ -173,6 +178,7 @@ def row_texts(row)->list:
 
 def _lead(ranking): return ranking[0][1] - ranking[1][1] if len(ranking) > 1 else 0.
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #cf1235d1
 def judge_rankings(
     rows,      # dicts with text or gt_caption, and image_id
     records,   # i2t: {rank, ranking: [(text, score), …]}; t2i: one {rank, ranking: [(row, score), …]} per text
@@ -188,9 +194,9 @@ def judge_rankings(
             cases.append(case(i, place, found, f"{row.get('image_id', i)}/{place}", str(rows[best].get('image_id', best)), str(row.get('image_id', i)), text))
             cases[-1].extra['found'] = best
     scores, intervals = split_intervals(rank_scores([r['i2t']['rank'] for r in records], [f['rank'] for r in records for f in r['t2i']], [[i] for i, r in enumerate(records) for _ in r['t2i']], intervals=True))
-    return Judged(dict(sorted(scores.items(), key=lambda kv: kv[0] != 'mean_recall')), intervals, cases, len(rows))
+    return Judged(dict(sorted(scores.items(), key=lambda kv: kv[0] != 'mean_recall')), intervals, cases, len(rows), 'Score: 1 divided by the place of the best right candidate. Sure: how far the first candidate is ahead of the second.')
 
-# %% ../../nbs/evaluation/54b_cases.ipynb #18ff3af3
+# %% ../../nbs/evaluation/54b_cases.ipynb #45b638b4
 def _picked(cases, n, key):
     out, rows = [], set()
     for c in sorted(cases, key=key):
@@ -198,6 +204,7 @@ def _picked(cases, n, key):
         if len(out) == n: break
     return out
 
+# %% ../../nbs/evaluation/54b_cases.ipynb #eaabbaf2
 def notable(
     cases:list,   # of one data set
     n:int=6,      # of each kind, at most

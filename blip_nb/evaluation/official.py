@@ -61,7 +61,7 @@ def write_rankings(
         if bad is not None: raise InputError(f"The ranking of {bad!r} ({name}) names a candidate twice.")
     return write_whole(path, json.dumps({name: {str(k): list(v) for k, v in found.items()} for name, found in (('i2t', i2t), ('t2i', t2i))}, ensure_ascii=False))
 
-# %% ../../nbs/evaluation/54c_official.ipynb #4c313c73
+# %% ../../nbs/evaluation/54c_official.ipynb #08c644e3
 def _captions(path, rows, records, form): return write_results(path, [r['image_id'] for r in rows], [c if isinstance(c, str) else c[0] for c in (x['pred_caption'] for x in records)], form)
 
 def _flat(rows, records, name, value, *more):
@@ -74,6 +74,7 @@ def _flat(rows, records, name, value, *more):
         out += zip(column(row.get(name)), column(rec[value]), *(column(rec.get(k, row.get(k))) for k in more))
     return [list(c) for c in zip(*out)]
 
+# %% ../../nbs/evaluation/54c_official.ipynb #75f56c36
 def _answers(path, rows, records, form):
     ids, answers = _flat(rows, records, 'question_id', 'pred_answer')
     return write_results(path, range(len(ids)) if ids[0] is None else ids, answers, form)
@@ -83,6 +84,7 @@ def _verdicts(path, rows, records, form):
     if None in ids: raise InputError("The rows have no `identifier`, by which NLVR2's script knows its sentences.")
     return write_results(path, ids, labels, form)
 
+# %% ../../nbs/evaluation/54c_official.ipynb #a8997ce8
 def _labels(path, rows, records, form):
     several = any(isinstance(r['pred_class'], list) for r in records)
     ids, labels, scores = _flat(rows, records, 'image_id', 'pred_class', 'pred_score')
@@ -93,6 +95,7 @@ def _boxes(path, rows, records, form):
     scores = [s for r in records for s in (r['pred_score'] if isinstance(r['pred_score'], list) else [r['pred_score']])]
     return write_boxes(path, phrases, [b for r in records for b in r['pred_bboxes']], scores)
 
+# %% ../../nbs/evaluation/54c_official.ipynb #3254249a
 def _ranked(path, rows, records, form):
     own = [r.get('caption_ids') for r in rows]
     counts = [len(r['t2i']) for r in records]
@@ -102,6 +105,7 @@ def _ranked(path, rows, records, form):
     found = iter(texts)
     return write_rankings(path, {i: [texts[t] for t, _ in r['i2t']['ranking']] for i, r in zip(images, records)}, {next(found): [images[j] for j, _ in f['ranking']] for r in records for f in r['t2i']})
 
+# %% ../../nbs/evaluation/54c_official.ipynb #a55ec61d
 submissions = dict(  # benchmark → file name, writer, form
     coco=('captions_results.json', _captions, 'caption'), nocaps=('nocaps_results.json', _captions, 'caption'), vqa=('vqa_results.json', _answers, 'vqa'),
     okvqa=('okvqa_results.json', _answers, 'okvqa'), gqa=('gqa_results.json', _answers, 'gqa'), nlvr2=('nlvr2_results.csv', _verdicts, 'nlvr2'),

@@ -26,13 +26,14 @@ def plain(value):
 
 def as_line(record:dict)->bytes: return json.dumps(plain(record), ensure_ascii=False).encode() + b'\n'
 
-# %% ../../nbs/evaluation/54a_record.ipynb #9b958492
+# %% ../../nbs/evaluation/54a_record.ipynb #78e3cac9
 def digest(parts)->str:
     "20 hex digits of any number of byte strings (or buffers), in order."
     h = hashlib.blake2b(digest_size=10)
     for p in parts: h.update(p)
     return h.hexdigest()
 
+# %% ../../nbs/evaluation/54a_record.ipynb #41dc226c
 def weights_digest(module)->str:
     "A digest of all weights and buffers of a module."
     def parts():
@@ -44,23 +45,25 @@ def weights_digest(module)->str:
             seen.setdefault(place, name)
     return digest(parts())
 
+# %% ../../nbs/evaluation/54a_record.ipynb #b22577c2
 ASKED = 'image_id', 'image', 'video', 'question_id', 'question', 'text', 'candidates'  # what a model is asked about
 
 def rows_digest(rows)->str:
     "A digest of what rows (dicts without their pictures) ask, in order."
     return digest(as_line({k: r[k] for k in ASKED if r.get(k) is not None}) for r in rows)
 
-# %% ../../nbs/evaluation/54a_record.ipynb #e2f76329
+# %% ../../nbs/evaluation/54a_record.ipynb #99ce93b5
 FORMAT = 1
 
 def about(
-    task,            # with `options`, and `pixels_cfg` where it reads pictures
+    task,            # with `net` (itself, where it has none) and `options`, and `pixels_cfg` where it reads pictures
     rows:list,       # dicts without their pictures
     **how,           # what else shapes the predictions: generation options, amp
 )->dict:
     "What a file of predictions says of itself."
-    return plain(dict(blip_nb_predictions=FORMAT, task=type(task).__name__, weights=weights_digest(task), options=dict(getattr(task, 'options', {})), pixels=getattr(task, 'pixels_cfg', {}), how=how, rows=len(rows), data=rows_digest(rows)))
+    return plain(dict(blip_nb_predictions=FORMAT, task=type(task).__name__, weights=weights_digest(getattr(task, 'net', task)), options=dict(getattr(task, 'options', {})), pixels=getattr(task, 'pixels_cfg', {}), how=how, rows=len(rows), data=rows_digest(rows)))
 
+# %% ../../nbs/evaluation/54a_record.ipynb #43c127df
 _said = dict(blip_nb_predictions='the format', task='the task', weights="the model's weights", rows='the number of rows', data='the rows (ids, questions, texts or names of pictures)')
 
 def differences(old:dict, new:dict)->list:
@@ -130,7 +133,7 @@ class Record:
         self.file = None
     def join(self)->list: return join_parts(self)
 
-# %% ../../nbs/evaluation/54a_record.ipynb #252a5ef6
+# %% ../../nbs/evaluation/54a_record.ipynb #b6cd7544
 def open_part(path, head:dict):
     "A file to append lines to, unbuffered, cut off after its last whole line; a new one begins with `head`."
     try: import fcntl
@@ -146,6 +149,7 @@ def open_part(path, head:dict):
     if not whole: file.write(as_line(head))
     return file
 
+# %% ../../nbs/evaluation/54a_record.ipynb #77e64713
 def join_parts(record:Record)->list:
     "All records in the order of their rows, under the final name; `InputError` while some are missing."
     record.close()

@@ -30,7 +30,7 @@ def strip(
     for im in shown: out.paste(im, (x, 0)); x += im.width + 6
     return out
 
-# %% ../../nbs/evaluation/54d_report.ipynb #37f089e3
+# %% ../../nbs/evaluation/54d_report.ipynb #1fd12691
 def boxed(image, boxes:dict, size:int=320):
     "A picture with boxes, colour → x0 y0 x1 y1 in pixels of the picture."
     from PIL import ImageDraw
@@ -41,6 +41,7 @@ def boxed(image, boxes:dict, size:int=320):
         draw.rectangle([min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)], outline=colour, width=3)
     return out
 
+# %% ../../nbs/evaluation/54d_report.ipynb #8e3d4ade
 def case_picture(case:Case, rows):
     "What the case is about, to be looked at: the row's picture, its frames, its boxes, or the picture that was found beside the right one."
     image = rows[case.index]['image']
@@ -48,7 +49,7 @@ def case_picture(case:Case, rows):
     if case.extra.get('found', case.index) != case.index: return strip([strip(rows[case.extra['found']]['image'], most=1), strip(image, most=1)])
     return strip(image)
 
-# %% ../../nbs/evaluation/54d_report.ipynb #35d1089b
+# %% ../../nbs/evaluation/54d_report.ipynb #858f2c6b
 def case_card(case:Case, rows)->str:
     "A case as HTML: its picture, what was asked, what was said, the truth, the score and the confidence."
     image = case_picture(case, rows)
@@ -59,6 +60,7 @@ def case_card(case:Case, rows)->str:
     lines += [('human' if case.right else 'note', f'score {case.score:.2f}, sure {case.sure:.2f}')]
     return card(image, lines, size=2*width).replace('class="card"', f'class="card" style="width:{width}px"', 1)
 
+# %% ../../nbs/evaluation/54d_report.ipynb #7003d96e
 _words = {'best': 'The highest scores; among equals the surest.', 'worst': 'The lowest scores; among equals the least sure.',
           'sure and wrong': 'Wrong, though surer than half of all. Wrong labels are found here, too.', 'unsure and right': 'Right, though less sure than half of all.'}
 
@@ -82,11 +84,12 @@ def confidence_figure(cases:list)->str:
     uri = figure_uri(fig); plt.close(fig)
     return figure(uri, 'Cases from the least sure (left) to the surest (right), in parts of equal number. Bars that rise: the model knows when it may be wrong. Level bars: its confidence says nothing.')
 
-# %% ../../nbs/evaluation/54d_report.ipynb #dc0ded66
+# %% ../../nbs/evaluation/54d_report.ipynb #0fcdefab
 def score_rows(scores:dict, intervals:dict)->list:
     "Scores and, where known, their intervals, as rows of a table."
     return [{'score': k, 'value': float(v), 'from': f'{intervals[k][0]:.3f}' if k in intervals else '', 'to': f'{intervals[k][1]:.3f}' if k in intervals else ''} for k, v in scores.items()]
 
+# %% ../../nbs/evaluation/54d_report.ipynb #2dd540c9
 def write_report(
     path,            # of the HTML file
     judged:Judged,
@@ -97,7 +100,7 @@ def write_report(
 )->Path:
     "Write the page: one file, with everything in it."
     if not judged.cases: raise InputError("There are no cases to show: none of the rows has a truth to be compared with.")
-    lead = f"{len(judged.cases)} cases of {judged.counted} rows. The intervals hold 95 % of bootstrap resamples of the cases."
+    lead = f"{len(judged.cases)} cases of {judged.counted} rows. The intervals hold the middle 95 % of scores from rows drawn again. {judged.means}"
     sections = [('Scores', [table(score_rows(judged.scores, judged.intervals))]), ('Score by confidence', [confidence_figure(judged.cases)]), *case_sections(judged, rows, n)]
     if about: sections.append(('What was evaluated', [table([dict(what=k, value=str(v)) for k, v in about.items()])]))
     return write_whole(path, page(title, lead, sections))
