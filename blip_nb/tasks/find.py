@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['model_name', 'embedder', 'index_pictures', 'open_for', 'queries', 'full_picture', 'matcher', 'find']
 
-# %% ../../nbs/tasks/35c_find.ipynb #90a367dd
+# %% ../../nbs/tasks/35c_find.ipynb #7197db9d
 from pathlib import Path
 import torch
 from ..core import InputError
 from ..data.images import read_image
 from ..data.text import clean_caption
-from ..evaluation.record import weights_digest
+from ..evaluation.record import digest, weights_digest
 from ..nets.pretraining import image_keys
 from .features import extract_features, needs, text_batch
 from .task import evaluating
 
-# %% ../../nbs/tasks/35c_find.ipynb #638fb886
+# %% ../../nbs/tasks/35c_find.ipynb #732d9d01
 def model_name(task)->str:
     "What an index says it was made by: the task's class, a digest of the weights that make vectors, and of how pictures are read."
     needs(task, 'vision_proj', 'vectors to search with')
     towers = torch.nn.ModuleDict({n: getattr(task.net, n) for n in ('vision_model', 'vision_proj', 'text_encoder', 'text_proj')})
-    return f"{type(task).__name__} {weights_digest(towers)} {' '.join(f'{k}={v}' for k, v in sorted(task.pixels_cfg.items()))}"
+    return f"{type(task).__name__} {digest([weights_digest(towers).encode(), repr(sorted(task.pixels_cfg.items())).encode()])}"
 
 def embedder(task, amp:str='no'):
     "A function from n pictures to (n, p) vectors of length 1, for `build_index`; `amp`: 'no', 'bf16' or 'fp16'."
@@ -51,7 +51,7 @@ def open_for(task, index):
     index.store.expect(model=model_name(task))
     return index
 
-# %% ../../nbs/tasks/35c_find.ipynb #853613e7
+# %% ../../nbs/tasks/35c_find.ipynb #d5b0d6ff
 def queries(task, texts=None, images=None)->tuple:
     "(vectors (q, p), the cleaned texts or None)"
     if (texts is None) == (images is None): raise InputError("Search by texts or by images: pass one of the two.")
@@ -60,7 +60,7 @@ def queries(task, texts=None, images=None)->tuple:
     if not texts: raise InputError("There is no text to search for.")
     clean = [clean_caption(t) if isinstance(t, str) else '' for t in texts]
     for t, c in zip(texts, clean):
-        if not c.strip(): raise InputError(f"The query {t!r} has no words. Say what the pictures should show.")
+        if not any(map(str.isalnum, c)): raise InputError(f"The query {t!r} has no words. Say what the pictures should show.")
     return extract_features(task, texts=clean), clean
 
 def full_picture(row:dict):
