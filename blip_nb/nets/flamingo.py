@@ -74,7 +74,7 @@ class FlamingoShots(FlamingoWriter):
         if media is not None: media.shown = {}
         return Demonstrations(ids, mask, media, past if keep_text and can_shift(past) and not self.config.attend_next_media else None)  # that text would look at the question's picture
 
-# %% ../../nbs/nets/27_flamingo.ipynb #fb09a0d2
+# %% ../../nbs/nets/27_flamingo.ipynb #7a0087ed
 class FlamingoFiles(FlamingoShots):
     "Is saved, and filled."
     def save_pretrained(self, save_directory, everything:bool=False, state_dict:dict=None, **kwargs):
@@ -99,7 +99,13 @@ class FlamingoFiles(FlamingoShots):
         if self.token_rows.output is not None and head not in state: warnings.warn("The checkpoint holds no output embeddings of the new tokens (its writer drops an untied output matrix): those of the language model are used, which have not learned to say <|endofchunk|>.")
         return self
 
-# %% ../../nbs/nets/27_flamingo.ipynb #eb1a70b5
+    def load_published(self, state):
+        "Fill from a file or state dict of OpenFlamingo or mmpretrain, in any of their layouts (see `keys_flamingo`). Its whole table of embeddings goes into the language model."
+        if not isinstance(state, dict): state = torch.load(state, map_location='cpu', weights_only=True)
+        mmpretrain = any(k.startswith('vision_encoder.patch_embed.') for k in unwrap(state))
+        return self.fill((from_mmpretrain_flamingo if mmpretrain else from_open_flamingo)(state))
+
+# %% ../../nbs/nets/27_flamingo.ipynb #0349fefc
 class FlamingoForConditionalGeneration(FlamingoFiles):
     "A decoder that reads text with pictures in it and continues it. Source: arXiv 2204.14198; numbers as OpenFlamingo's."
     @classmethod
@@ -139,12 +145,6 @@ class FlamingoForConditionalGeneration(FlamingoFiles):
         own = {k: v for k, v in state.items() if not config.complete or k.startswith(cls.learned)}
         net.fill(own).generation_config = GenerationConfig.from_pretrained(name_or_path, **kwargs)
         return net.eval()
-
-    def load_published(self, state):
-        "Fill from a file or state dict of OpenFlamingo or mmpretrain, in any of their layouts (see `keys_flamingo`). Its whole table of embeddings goes into the language model."
-        if not isinstance(state, dict): state = torch.load(state, map_location='cpu', weights_only=True)
-        mmpretrain = any(k.startswith('vision_encoder.patch_embed.') for k in unwrap(state))
-        return self.fill((from_mmpretrain_flamingo if mmpretrain else from_open_flamingo)(state))
 
 # %% ../../nbs/nets/27_flamingo.ipynb #c2b1ed4b
 def read_weights(name_or_path, **hub)->dict:

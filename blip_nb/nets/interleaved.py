@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FlamingoConfig', 'FlamingoOutput', 'flamingo_labels', 'fits', 'untouched', 'FlamingoPreTrainedModel', 'FlamingoParts',
-           'Repeats', 'picture_rows', 'check_counts', 'pads_of', 'FlamingoReader', 'config_of_open_flamingo']
+           'Repeats', 'picture_rows', 'check_counts', 'pads_of', 'Counts', 'FlamingoReader', 'config_of_open_flamingo']
 
 # %% ../../nbs/nets/26b_interleaved.ipynb #d499d534
 import inspect
@@ -106,7 +106,7 @@ def untouched(module):
     for m in module.modules(): m._is_hf_initialized = True
     return module
 
-# %% ../../nbs/nets/26b_interleaved.ipynb #0fc6f635
+# %% ../../nbs/nets/26b_interleaved.ipynb #7b97bda4
 class FlamingoPreTrainedModel(PreTrainedModel):
     "The parts of a Flamingo, and what transformers wants to know of it."
     config_class = FlamingoConfig
@@ -128,6 +128,7 @@ class FlamingoPreTrainedModel(PreTrainedModel):
         if language_model is not None: fits(config.text_config, language_model.config, 'language model'); config.text_config = language_model.config
         if vision_model is not None: fits(config.vision_config, vision_model.config, 'vision tower'); config.vision_config = vision_model.config
         super().__init__(config)
+        if config.text_config.model_type == 'mpt': config.text_config._attn_implementation_internal = 'eager'   # the only kernel transformers has for it
         self.vision_model = CLIPVisionModel._from_config(config.vision_config) if vision_model is None else untouched(vision_model)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config) if language_model is None else untouched(language_model)
         layers, media_width = decoder_layers(self.language_model), config.vision_config.hidden_size
@@ -234,8 +235,33 @@ def pads_of(input_ids, config):
     if pad is None or pad == config.eoc_token_id or not bool((input_ids == pad).any()): return None
     return (input_ids != pad).long()
 
-# %% ../../nbs/nets/26b_interleaved.ipynb #7969c77a
-class FlamingoReader(Repeats):
+# %% ../../nbs/nets/26b_interleaved.ipynb #8b7d3abe
+class Counts(Repeats):
+    "What is counted before reading: marks, tokens, positions."
+    def announced(self, input_ids, mask, media, past):
+        "Number of pictures up to each position, checked against those that were given."
+        own = mask[:, -input_ids.shape[1]:] if mask is not None and mask.dim() == 2 else None
+        times = media_times(input_ids, self.config.media_token_id, own, media.seen if past and media is not None else None)
+        if not self.config.reference_quirks: check_counts(times[:, -1], media)
+        if media is not None: media.seen = times[:, -1]
+        return self.seen_from(times, input_ids)
+
+    def seen_from(self, times, input_ids):
+        "The number of the picture that each position of whole rows sees."
+        return look_ahead(times, input_ids == self.config.media_token_id) if self.config.attend_next_media else times
+
+    def check_length(self, tokens:int, new:int=0):
+        limit = self.config.context
+        if limit and tokens + new > limit: raise InputError(f"The text has {tokens} tokens{f' and {new} are to be added' if new else ''}; this language model reads {limit}. Shorten it, or give fewer demonstrations.")
+
+    def positions(self, mask, position_ids, t):
+        "Positions that do not count pads, for language models that take them."
+        if 'position_ids' not in inspect.signature(self.language_model.forward).parameters: return {}
+        if position_ids is None and mask is not None and mask.dim() == 2: position_ids = (mask.long().cumsum(1) - 1).clamp(0)[:, -t:]
+        return {} if position_ids is None else dict(position_ids=position_ids)
+
+# %% ../../nbs/nets/26b_interleaved.ipynb #f82888dc
+class FlamingoReader(Counts):
     "Reads. `FlamingoForConditionalGeneration` adds writing, loading and saving."
     @can_return_tuple
     def forward(self,
@@ -265,28 +291,6 @@ class FlamingoReader(Repeats):
         loss = None if labels is None else self.loss_function(logits=out.logits, labels=labels, vocab_size=out.logits.shape[-1])
         return FlamingoOutput(loss=loss, logits=out.logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states, attentions=out.attentions,
             cross_attentions=tuple(look.maps.values()) or None, media=media)
-
-    def announced(self, input_ids, mask, media, past):
-        "Number of pictures up to each position, checked against those that were given."
-        own = mask[:, -input_ids.shape[1]:] if mask is not None and mask.dim() == 2 else None
-        times = media_times(input_ids, self.config.media_token_id, own, media.seen if past and media is not None else None)
-        if not self.config.reference_quirks: check_counts(times[:, -1], media)
-        if media is not None: media.seen = times[:, -1]
-        return self.seen_from(times, input_ids)
-
-    def seen_from(self, times, input_ids):
-        "The number of the picture that each position of whole rows sees."
-        return look_ahead(times, input_ids == self.config.media_token_id) if self.config.attend_next_media else times
-
-    def check_length(self, tokens:int, new:int=0):
-        limit = self.config.context
-        if limit and tokens + new > limit: raise InputError(f"The text has {tokens} tokens{f' and {new} are to be added' if new else ''}; this language model reads {limit}. Shorten it, or give fewer demonstrations.")
-
-    def positions(self, mask, position_ids, t):
-        "Positions that do not count pads, for language models that take them."
-        if 'position_ids' not in inspect.signature(self.language_model.forward).parameters: return {}
-        if position_ids is None and mask is not None and mask.dim() == 2: position_ids = (mask.long().cumsum(1) - 1).clamp(0)[:, -t:]
-        return {} if position_ids is None else dict(position_ids=position_ids)
 
 # %% ../../nbs/nets/26b_interleaved.ipynb #c36858a3
 def config_of_open_flamingo(
