@@ -48,11 +48,11 @@ def hit_recall(
     last = np.where(there, best, np.inf).min(1, keepdims=True)
     return float(np.minimum((scores >= last - tolerance).sum(1), there.sum(1)).sum() / max(1, there.sum()))
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #b84b2a0e
+# %% ../../nbs/evaluation/53b_engines.ipynb #e67ac76c
 def _flat(faiss, width, n): return faiss.IndexFlatIP(width)
 
 def _hnsw(faiss, width, n, M=32, efConstruction=40):
-    x = faiss.IndexHNSWFlat(width, M, faiss.METRIC_INNER_PRODUCT)
+    x = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_8bit, M, faiss.METRIC_INNER_PRODUCT)
     x.hnsw.efConstruction = efConstruction
     return x
 
@@ -64,8 +64,9 @@ def _ivfpq(faiss, width, n, nlist=None, m=None):
     x.cp.min_points_per_centroid = x.pq.cp.min_points_per_centroid = 1
     return x
 
+# %% ../../nbs/evaluation/53b_engines.ipynb #e3031619
 KINDS = dict(flat=_flat, hnsw=_hnsw, ivfpq=_ivfpq)
-EFFORTS = dict(flat=[0], hnsw=[16, 32, 64, 128, 256, 512], ivfpq=[2, 4, 8, 16, 32, 64, 128, 256])
+EFFORTS = dict(flat=[0], hnsw=[16, 32, 48, 64, 96, 128, 256, 512], ivfpq=[2, 4, 8, 16, 32, 64, 128, 256])
 
 # %% ../../nbs/evaluation/53b_engines.ipynb #c4d25ef8
 def choose_engine(
@@ -74,13 +75,13 @@ def choose_engine(
     "The kind of engine for `n` rows: flat below 20 000, HNSW below 500 000, then IVF-PQ."
     return 'flat' if n < 20_000 else 'hnsw' if n < 500_000 else 'ivfpq'
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #6df4236c
+# %% ../../nbs/evaluation/53b_engines.ipynb #e94bf193
 def _rows(vectors, which): return np.ascontiguousarray(vectors[which], dtype=np.float32)
 
 def _fill(x, vectors, seed, block=1 << 16):
     n = vectors.shape[0]
     if not x.is_trained:
-        sample = np.random.default_rng(seed).choice(n, min(n, 64 * max(x.nlist, 256)), replace=False)
+        sample = np.random.default_rng(seed).choice(n, min(n, 64 * max(getattr(x, 'nlist', 0), 256)), replace=False)
         x.train(_rows(vectors, np.sort(sample)))
     for a in range(0, n, block):
         rows = _rows(vectors, slice(a, a + block))
@@ -122,20 +123,21 @@ class Engine:
         if len(short): positions[short], scores[short] = top_k(q[short], self.vectors[:n], k, allowed)
         return scores, positions
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #c2ecd3d3
+# %% ../../nbs/evaluation/53b_engines.ipynb #c4785d6f
 def _found(engine, q, fetch, effort, allowed, k):
     "Positions (q, k) of the first `fetch` rows that are allowed, −1 behind them."
     faiss = optional_import('faiss', 'search', f'An engine of kind {engine.kind!r}')
-    if engine.kind == 'flat': positions = engine.faiss.search(q, fetch)[1]
-    if engine.kind == 'hnsw': positions = engine.faiss.search(q, fetch, params=faiss.SearchParametersHNSW(efSearch=max(int(effort), fetch)))[1]
-    if engine.kind == 'ivfpq':
-        proposed = engine.faiss.search(q, min(len(engine), max(200, 20 * fetch)), params=faiss.SearchParametersIVF(nprobe=math.ceil(effort)))[1]
-        positions = _scored(q, engine.vectors, proposed, np.float32)[1][:, :fetch]
+    many = min(len(engine), dict(flat=fetch, hnsw=2 * fetch, ivfpq=max(200, 20 * fetch))[engine.kind])
+    how = dict(hnsw=dict(efSearch=max(math.ceil(effort), many)), ivfpq=dict(nprobe=math.ceil(effort))).get(engine.kind)
+    params = how and dict(hnsw=faiss.SearchParametersHNSW, ivfpq=faiss.SearchParametersIVF)[engine.kind](**how)
+    positions = engine.faiss.search(q, many, params=params)[1]
+    if many > fetch: positions = _scored(q, engine.vectors, positions, np.float32)[1][:, :fetch]
     there = (positions >= 0) if allowed is None else (positions >= 0) & allowed[positions]
     order = np.argsort(~there, axis=1, kind='stable')[:, :k]
     positions = np.where(np.take_along_axis(there, order, 1), np.take_along_axis(positions, order, 1), -1)
     return np.pad(positions, ((0, 0), (0, k - order.shape[1])), constant_values=-1)
 
+# %% ../../nbs/evaluation/53b_engines.ipynb #89c9f4db
 def _scored(queries, vectors, positions, dtype=np.float64, block=64):
     "Inner products of queries with the rows at `positions` (q, m), −∞ for −1; then both, best first, equal ones in the order of their positions."
     scores = np.full(positions.shape, -np.inf)
@@ -158,11 +160,11 @@ def _measure(engine, queries, own, k, efforts):
         curve.append(dict(effort=effort, recall=hit_recall(others(*found), best), ms=ms))
     return curve
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #16b26685
+# %% ../../nbs/evaluation/53b_engines.ipynb #f91cd5fb
 def make_engine(
     kind:str,            # 'flat', 'hnsw' or 'ivfpq'; see `choose_engine`
     vectors,             # (n, width) of length 1, may be memory-mapped
-    target:float=.99,    # recall to reach with the least effort
+    target:float=.985,   # recall to reach with the least effort
     queries=None,        # (q, width) like those that will be asked; None: rows of the index, each without itself
     sample:int=400,      # how many of them; half choose the effort, half state the recall
     k:int=10,            # hits that the recall is of
@@ -192,11 +194,12 @@ def describe_engine(facts:dict)->str:
     whose = 'of its own rows, each without itself' if facts['own'] else 'given queries'
     return f"{facts['kind']}, {facts['rows']:,} × {facts['width']}{effort}; recall@{facts['k']} {facts['recall']:.3f} on {facts['queries']} {whose}, {facts['date']}"
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #5d14b44c
+# %% ../../nbs/evaluation/53b_engines.ipynb #8eb36f07
 def engine_file(index, kind:str)->Path:
     "faiss' file of an index's engine; its facts are beside it, in a .json."
     return index.home/f'engine-{kind}.faiss'
 
+# %% ../../nbs/evaluation/53b_engines.ipynb #7487b81e
 def _covered(index, facts):
     "How many positions an engine covers, or an `InputError` when it does not fit the index (any more)."
     now = [[name, size, rows] for name, size, _, rows in index.shards]
