@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['decoder_layers', 'before_layers', 'GatedBlocks', 'TokenRows']
 
-# %% ../../nbs/nets/25b_hooks.ipynb #ce4defb7
+# %% ../../nbs/nets/25b_hooks.ipynb #4e0b0052
 from contextlib import ExitStack, contextmanager
 from functools import partial
 import torch, torch.nn as nn, torch.nn.functional as F
-from transformers import initialization as init
 from ..core import InputError
 from .perceiver import GatedCrossAttention
 
