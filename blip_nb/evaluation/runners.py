@@ -87,7 +87,7 @@ def check_rows(rows:list, name:str):
             if (v := plain(v)) in seen: raise InputError(f"Rows {seen[v]} and {i} have the same {bench.unique} {v!r}. " + ("Put what belongs to one picture into one row, as a list." if bench.unique == 'image_id' else "Keep one of them."))
             seen[v] = i
 
-# %% ../../nbs/evaluation/54_runners.ipynb #f6597be9
+# %% ../../nbs/evaluation/54_runners.ipynb #43054f0c
 def _keep(*names): return lambda sample, names_of_classes: {k: sample[k] for k in names}
 
 def _keep_label(sample, names):
@@ -105,7 +105,7 @@ KEPT = dict(coco=_keep_caption, nocaps=_keep_caption, vqa=_keep_answer, okvqa=_k
 def zero_shot_options(task, dataset, options:dict)->dict:
     "`options` with the data set's labels where none are given, and the temperature that the task has learned."
     from blip_nb.tasks.classification import temperature_of
-    learned = temperature_of(task) if options.get('head', 'itc') == 'itc' else 1.
+    with torch.no_grad(): learned = temperature_of(task) if options.get('head', 'itc') == 'itc' else 1.
     return options | dict(labels=list(options.get('labels') or getattr(dataset, 'labels', None) or ()), temperature=options.get('temperature') or learned)
 
 # %% ../../nbs/evaluation/54_runners.ipynb #1f0d5511
@@ -287,7 +287,7 @@ def apart(record:Record, processes)->Scores:
     out.note = f"Process {processes[0]} of {processes[1]} has written its share; when this was looked at, {left} of {record.head['rows']} rows were missing. When all processes have ended, make the same call without processes= for the scores."
     return out
 
-# %% ../../nbs/evaluation/54_runners.ipynb #fa7cc08e
+# %% ../../nbs/evaluation/54_runners.ipynb #97b2d988
 def finish(record:Record, task, dataset, name, rows, options, report, keep:bool)->Scores:
     "Join what all processes wrote, score it, write the files."
     records = record.join()
@@ -295,7 +295,7 @@ def finish(record:Record, task, dataset, name, rows, options, report, keep:bool)
     judged, note = scored(task, dataset, name, rows, records, options)
     files, said = write_files(record.folder, task, dataset, name, rows, records, judged, record.head, report) if keep else ((), '')
     out = Scores(judged.scores)
-    out.intervals, out.cases, out.predictions, out.files, out.note = judged.intervals, judged.cases, records, files, note + said
+    out.intervals, out.cases, out.predictions, out.files, out.note = judged.intervals, judged.cases, records, files, (note + said).strip()
     return out
 
 # %% ../../nbs/evaluation/54_runners.ipynb #edf52b00
