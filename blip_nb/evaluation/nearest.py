@@ -24,15 +24,16 @@ def _exact(wide, v, q, j, piece=1 << 16):
     "Inner products in float64 of queries q with vectors j, in pieces that fit."
     return np.concatenate([np.empty(0), *((wide[q[a:a + piece]] * v[j[a:a + piece]]).sum(1) for a in range(0, len(q), piece))])
 
-# %% ../../nbs/evaluation/53c_nearest.ipynb #da68c642
+# %% ../../nbs/evaluation/53c_nearest.ipynb #d648ca98
 def _top_k(queries, vectors, k, keep, block):
     wide, best = queries.astype(np.float64), (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     floor, slack = np.full(len(queries), -np.inf), 2. ** -22 * vectors.shape[1]
+    room = np.empty(len(queries) * min(block, len(vectors)), np.float32)             # the same memory for all blocks
     for a in range(0, len(vectors), block):
         rows = slice(a, a + block) if keep is None else a + np.flatnonzero(keep[a:a + block])
         v = vectors[rows].astype(np.float32, copy=False)
         if not len(v): continue
-        rough = queries @ v.T
+        rough = np.matmul(queries, v.T, out=room[:len(queries) * len(v)].reshape(len(queries), len(v)))
         low = floor if np.isfinite(floor).all() or len(v) < k else np.maximum(floor, np.partition(rough, -k, 1)[:, -k] - slack)
         q, j = np.divmod(np.flatnonzero(rough >= (low - slack).astype(np.float32)[:, None]), len(v))
         best, floor = _merge(best, (q, j + a if keep is None else rows[j], _exact(wide, v, q, j)), k, len(queries))
