@@ -7,14 +7,15 @@ __all__ = ['call_sizes', 'best_places', 'best', 'cosines', 'Candidates', 'merged
            'calls', 'groups', 'logits_of', 'match_groups', 'Pictures', 'put', 'collect', 'rerank', 'scored', 'bar',
            'matrix', 'pair_ranks', 'top_pairs', 'vectors']
 
-# %% ../../nbs/tasks/35a_rerank.ipynb #86994565
+# %% ../../nbs/tasks/35a_rerank.ipynb #41301269
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 import numpy as np, torch
 from ..core import InputError
-from ..data.rowfile import RowFile, digest, same_run, whole_blocks
+from ..data.rowfile import RowFile, digest_of, same_run, whole_blocks
+from ..evaluation.record import weights_digest
 from ..nets.attention import RowBlocks
 from ..nets.pretraining import image_keys
 
@@ -224,7 +225,7 @@ def collect(pairs:Candidates, folder)->Candidates:
     for path in sorted(Path(folder).glob('scores-*-of-*.rows')): put(pairs, logits, whole_blocks(path, _scored)[0], path)
     return replace(pairs, logits=logits)
 
-# %% ../../nbs/tasks/35a_rerank.ipynb #06ee3c66
+# %% ../../nbs/tasks/35a_rerank.ipynb #2375be1b
 @torch.no_grad()
 def rerank(
     net,                      # with text_encoder and itm_head, in evaluation mode
@@ -245,7 +246,7 @@ def rerank(
     sizes = call_sizes.get(device.type, (32768, 32))
     logits, path, done = torch.full((len(pairs),), torch.nan), None, 0
     if folder:
-        same_run(folder, net=digest(net), texts=digest(text_ids, text_mask), pairs=digest(list(pairs.shape), pairs.images, pairs.texts), processes=world, precision=str(dtype or 'fp32'))
+        same_run(folder, net=weights_digest(net), texts=digest_of(text_ids, text_mask), pairs=digest_of(list(pairs.shape), pairs.images, pairs.texts), processes=world, precision=str(dtype or 'fp32'))
         path = Path(folder)/f'scores-{rank}-of-{world}.rows'
     own = (pairs.images % world == rank).nonzero()[:, 0]
     with RowFile(path, _scored) if path else nullcontext() as file, bar(len(own), progress) as seen, torch.autocast(device.type, dtype) if dtype else nullcontext():

@@ -7,7 +7,7 @@ __all__ = ['image_ids', 'watch', 'retrieval_step', 'RetrievalFeatures', 'all_tex
            'dataset_features', 'retrieval_net', 'itc_settings', 'text_samples', 'with_scores', 'BlipRetrieval',
            'reference_not_slow', 'shared_vectors', 'rerank_dataset', 'score_dataset', 'validate_retrieval']
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #01bd52f8
+# %% ../../nbs/tasks/35_retrieval.ipynb #17850c46
 import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,8 +15,9 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import BlipConfig
 from transformers.utils import ModelOutput
 from ..core import InputError
-from ..data.rowfile import digest, same_run
+from ..data.rowfile import digest_of, same_run
 from ..data.samples import DataSample, as_samples
+from ..evaluation.record import weights_digest
 from ..nets.blip import BlipForImageTextRetrieval
 from .losses import itm_loss, same_ids
 from .momentum import clamp_temperature, gather, processes, ramp, total
@@ -287,7 +288,7 @@ def reference_not_slow(name:str)->bool:
     import re
     return bool(re.match(r'vision_model\.encoder\.layers\.(8|9|10|11)\.(self_attn|mlp)\.', name))
 
-# %% ../../nbs/tasks/35_retrieval.ipynb #c6d0cfd7
+# %% ../../nbs/tasks/35_retrieval.ipynb #7b39a826
 def shared_vectors(task, encode, order:list, batch_size:int, path, share:tuple)->torch.Tensor:
     "(n, P) vectors of 0 … n − 1, encoded in `order`: under torch.distributed each process a part."
     (rank, world), together = share, share[1] > 1 and processes()[1] == share[1]
@@ -309,7 +310,7 @@ def rerank_dataset(
 )->tuple:                  # (Candidates with scores, texts of each picture, pictures of each text)
     "Cosines, candidates and their matching scores for a data set, in bounded memory. `InputError` for a folder of something else."
     (rank, world), (ids, mask, of, names) = share, tokens_of(task, rows)
-    if folder: same_run(folder, model=digest(task.net), data=digest(names, of, ids), vectors=f'{world} shares, {dtype or "fp32"}, batches of {batch_size}')
+    if folder: same_run(folder, model=weights_digest(task.net), data=digest_of(names, of, ids), vectors=f'{world} shares, {dtype or "fp32"}, batches of {batch_size}')
     paths = [f'{folder}/{what}-{rank}-of-{world}.rows' if folder else None for what in ('pictures', 'texts')]
     pictures, (encode, order) = Pictures(watch_rows(task, rows), memory, lambda i: i % world == rank), text_vectors(task, ids, mask)
     with evaluating(task):
