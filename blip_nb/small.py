@@ -212,9 +212,9 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #08e302ef
+# %% ../nbs/68_small.ipynb #9ae9057a
 drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
-way_in = dict(nlvr=dict(per_pair=6, single=4))  # to learn from only: more sentences of a pair, and some about one of its pictures
+way_in = dict(nlvr=dict(per_pair=6, single=4), clips=dict(thorough=True))  # to learn from only: more sentences of a pair, some of them about one of its pictures; every question of a clip
 
 def drawn_data(
     task:str='caption',
@@ -233,7 +233,7 @@ def drawn_data(
         return tuple(map(ByShapes, rows)) if task == 'classification' else tuple(rows)
     make = dict(vqa=shape_tasks.shapes_questions, nlvr=shape_tasks.shapes_pairs, grounding=shape_tasks.shapes_phrases)[task]
     options = dict(per_pair=4) if task == 'nlvr' else {}
-    if frames: make, options = shape_tasks.shapes_videos, dict(frames=frames)
+    if frames: make, options, task = shape_tasks.shapes_videos, dict(frames=frames), 'clips'
     return tuple(make(k, seed=seed, level=level, split=split, **options | (way_in.get(task, {}) if split == 'train' else {})) for k, split in ((n, 'train'), (held, 'val')))
 
 # %% ../nbs/68_small.ipynb #b27b0de1

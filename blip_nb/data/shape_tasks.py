@@ -238,9 +238,9 @@ def _steps(rng, two, frames, changes):
     k = rng.randint(1, frames - 1) if changes else frames
     return [two[t >= k] for t in range(frames)]
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #245df5d7
+# %% ../../nbs/data/13b_shape_tasks.ipynb #378ca4e7
 def _events(rng, lv, frames):
-    "Two objects; each may move and may change its colour. (objects of every frame, questions, captions)"
+    "Two objects; each may move and may change its colour. (objects of every frame, questions, captions, further questions)"
     shapes, colours = rng.sample(lv.shapes, 2), rng.sample(lv.colours, 4)
     things = [_thing(rng, lv, colours[2*i], shapes[i]) for i in (0, 1)]
     spots, moves, turns = _two_spots(rng, *things), [rng.random() < .5 for _ in '12'], [rng.random() < .5 for _ in '12']
@@ -248,11 +248,11 @@ def _events(rng, lv, frames):
     paints = [_steps(rng, colours[2*i:2*i + 2], frames, turns[i]) for i in (0, 1)]
     yes, (i, j, k) = ('no', 'yes'), (rng.randrange(2) for _ in 'ijk')
     what = {(0, 0): 'nothing', (1, 0): shapes[0], (0, 1): shapes[1], (1, 1): 'both'}[tuple(map(int, moves))]
-    asked = [('moves', f'does the {shapes[i]} move?', yes[moves[i]]), ('what', 'what moves?', what),
-             ('change', f'does the color of the {shapes[j]} change?', yes[turns[j]]),
-             ('colours', f'what colors does the {shapes[k]} have?', ' and '.join(sorted(set(paints[k]))))]
+    def ask(i, j, k): return [('moves', f'does the {shapes[i]} move?', yes[moves[i]]), ('change', f'does the color of the {shapes[j]} change?', yes[turns[j]]),
+                              ('colours', f'what colors does the {shapes[k]} have?', ' and '.join(sorted(set(paints[k]))))]
+    asked = ask(i, j, k); asked.insert(1, ('what', 'what moves?', what))
     said = [_name(dict(colour=p[0], shape=s)) if not c else f"a {s} changing between {' and '.join(sorted(set(p)))}" for s, p, c in zip(shapes, paints, turns)]
-    return [[_at(o, p[t], c[t]) for o, p, c in zip(things, places, paints)] for t in range(frames)], asked, _event_captions(rng, said, moves)
+    return [[_at(o, p[t], c[t]) for o, p, c in zip(things, places, paints)] for t in range(frames)], asked, _event_captions(rng, said, moves), ask(1 - i, 1 - j, 1 - k)
 
 def _event_captions(rng, said, moves):
     "Two wordings of what happens."
@@ -263,7 +263,7 @@ def _event_captions(rng, said, moves):
     m, s = (said[k] for k in ((a, b) if moves[a] else (b, a)))
     return rng.sample([f'{m} moves while {s} stays', f'{s} stays while {m} moves'], 2)
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #45280ec8
+# %% ../../nbs/data/13b_shape_tasks.ipynb #fd559610
 def _cast(rng, lv, frames):
     "One object in every frame, one to three in all."
     looks = rng.sample([(c, s) for c in lv.colours for s in lv.shapes], rng.randint(1, min(3, frames)))
@@ -271,7 +271,7 @@ def _cast(rng, lv, frames):
     order = sorted([*range(len(things)), *(rng.randrange(len(things)) for _ in range(frames - len(things)))])
     names = [_name(o) for o in things]
     said = [f'only {names[0]} is seen', f'{names[0]} is alone'] if len(names) == 1 else [f"{', '.join(n[:-1])} and {n[-1]} take turns" for n in (names, names[::-1])]
-    return [[things[k]] for k in order], [('count', 'how many different objects are seen?', str(len(things)))], said
+    return [[things[k]] for k in order], [('count', 'how many different objects are seen?', str(len(things)))], said, []
 
 def _around(rng, lv, frames):
     "One object goes about another; one of its sides is taken in a single frame."
@@ -282,20 +282,23 @@ def _around(rng, lv, frames):
     def lies(way):
         while True:
             if _clear(o := _spot(rng, a), centre) and relation(o, centre) == way: return _at(a, o)
-    way, (s, o) = ways[2 if yes else 3], shapes
-    if rng.random() < .5: way, s, o = OPPOSITE[way], o, s
+    def ask(yes, turned):
+        way, (s, o) = (OPPOSITE[ways[3 - yes]], shapes[::-1]) if turned else (ways[3 - yes], shapes)
+        return 'moment', f'is there a moment when the {s} is {way} the {o}?', ('no', 'yes')[yes]
+    turned = rng.random() < .5
     said = [f'{_name(a)} moves around {_name(b)}', f'around {_name(b)} moves {_name(a)}']
-    return [[lies(w), centre] for w in taken], [('moment', f'is there a moment when the {s} is {way} the {o}?', 'yes' if yes else 'no')], said
+    return [[lies(w), centre] for w in taken], [ask(yes, turned)], said, [ask(not yes, turned), ask(yes, not turned), ask(not yes, not turned)]
 
 CLIPS = dict(events=_events, cast=_cast, around=_around)
 
-# %% ../../nbs/data/13b_shape_tasks.ipynb #6088865c
+# %% ../../nbs/data/13b_shape_tasks.ipynb #106744f5
 @dataclass(frozen=True)
 class ShapesVideos(DrawnRows):
     """Rows: image (a list of frames), question, gt_answer and question_type (lists of equal length), gt_caption (two wordings), clip (its kind),
     image_id, scenes (of the frames), split."""
     frames:int=4          # of a clip, 2 or more
     clips:tuple=tuple(CLIPS)  # the kinds of clip to draw from
+    thorough:bool=False   # every question that a clip allows, not a choice
     def __post_init__(self):
         super().__post_init__()
         if self.frames < 2: raise InputError(f"frames is {self.frames}; nothing happens in fewer than 2.")
@@ -303,9 +306,9 @@ class ShapesVideos(DrawnRows):
     def row(self, i):
         rng, lv = self.rng(i, 12), LEVELS[self.level]
         clip, ground, key = rng.choice(self.clips), rng.randint(190, 245), [self.seed, SPLITS.index(self.split), i, 12]
-        frames, asked, said = CLIPS[clip](rng, lv, self.frames)
+        frames, asked, said, more = CLIPS[clip](rng, lv, self.frames)
         scenes = [_scene(o, ground, self.level, key) for o in frames]
-        kinds, asked, answers = (list(c) for c in zip(*asked))
+        kinds, asked, answers = (list(c) for c in zip(*asked, *more*self.thorough))
         return dict(image=[draw(s, self.size) for s in scenes], question=asked, gt_answer=answers, question_type=kinds, gt_caption=said, clip=clip, scenes=scenes)
 
 def shapes_videos(n:int, frames:int=4, seed:int=0, level:str='default', split:str='train', size:int=64, **kw)->ShapesVideos:
