@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 from ..core import InputError, optional_import
 
-# %% ../../nbs/evaluation/53c_nearest.ipynb #b3395421
+# %% ../../nbs/evaluation/53c_nearest.ipynb #eaad3884
 def _merge(best, more, k, n):
     "The k best of each query, and the k-th score (−∞ where there are fewer). `best`, `more`: query, position, score."
     q, p, s = (np.concatenate(x) for x in zip(best, more))
@@ -20,11 +20,12 @@ def _merge(best, more, k, n):
     count = np.bincount(q, minlength=n)
     return (q, p, s), np.where(count == k, np.append(s, 0.)[np.cumsum(count) - 1], -np.inf)
 
+# %% ../../nbs/evaluation/53c_nearest.ipynb #f785b068
 def _exact(wide, v, q, j, piece=1 << 16):
     "Inner products in float64 of queries q with vectors j, in pieces that fit."
     return np.concatenate([np.empty(0), *((wide[q[a:a + piece]] * v[j[a:a + piece]]).sum(1) for a in range(0, len(q), piece))])
 
-# %% ../../nbs/evaluation/53c_nearest.ipynb #d648ca98
+# %% ../../nbs/evaluation/53c_nearest.ipynb #0c61d768
 def _top_k(queries, vectors, k, keep, block):
     wide, best = queries.astype(np.float64), (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     floor, slack = np.full(len(queries), -np.inf), 2. ** -22 * vectors.shape[1]
@@ -42,6 +43,7 @@ def _top_k(queries, vectors, k, keep, block):
     positions[q, at], scores[q, at] = p, s
     return positions, scores
 
+# %% ../../nbs/evaluation/53c_nearest.ipynb #4ba0250a
 def top_k(
     queries:np.ndarray,     # (q, width) float32 of length 1
     vectors:np.ndarray,     # (n, width) float32 or float16 of length 1; may be memory-mapped
@@ -54,11 +56,12 @@ def top_k(
     parts = [_top_k(queries[i:i + 1024], vectors, k, keep, block) for i in range(0, len(queries), 1024)]
     return tuple(np.concatenate(p) for p in zip(*parts)) if parts else (np.empty((0, k), np.int64), np.empty((0, k)))
 
-# %% ../../nbs/evaluation/53c_nearest.ipynb #099fb28f
+# %% ../../nbs/evaluation/53c_nearest.ipynb #5e0b2123
 def as_array(x, dtype=None)->np.ndarray:
     "An array of an array, a list, or a tensor on any device."
     return np.asarray(x.detach().float().cpu() if hasattr(x, 'detach') else x, dtype)
 
+# %% ../../nbs/evaluation/53c_nearest.ipynb #173a85d0
 def check_vectors(
     vectors,          # array or tensor
     width:int|None,   # None: any
@@ -73,6 +76,7 @@ def check_vectors(
         if bad.any(): raise InputError(f"{bad.sum()} of {len(v)} {what} are {why}. The first is that of {names[bad.argmax()]!r}, with norm {norm[bad.argmax()]:.3g}.")
     return v
 
+# %% ../../nbs/evaluation/53c_nearest.ipynb #f98cb6ee
 def check_ids(ids, known=None)->list:
     "Plain ints or strings, all of one kind (`known`: that of the ids there are). Raises `InputError` for others, and for doubled ones."
     ids = [int(i) if isinstance(i, Integral) and not isinstance(i, bool) else i for i in ids]

@@ -36,12 +36,13 @@ def _skip(folder, rank, record):
     path = Path(folder)/'skipped'/f'{rank:04d}.jsonl'; path.parent.mkdir(exist_ok=True)
     with open(path, 'a', encoding='utf-8') as f: f.write('\n' + json.dumps(record) + '\n')   # a line that was cut off ends here
 
-# %% ../../nbs/evaluation/53_search.ipynb #65591a47
+# %% ../../nbs/evaluation/53_search.ipynb #6c6ec586
 def _id(row, i):
     name = row.get('image_id', row.get('image'))
     if isinstance(name, (str, Path, Integral)): return str(name) if isinstance(name, Path) else name
     raise InputError(f"Row {i} has no image_id (an int or a string).")
 
+# %% ../../nbs/evaluation/53_search.ipynb #a168ece2
 def _todo(rows, done, rank, world):
     "(how many there are, or None; iterator of (id, row)): the rows of this process that are not done."
     if type(getattr(rows, 'features', None) and rows.features.get('image')).__name__ == 'Image':   # undecoded: a broken one is its row's trouble
@@ -53,6 +54,7 @@ def _todo(rows, done, rank, world):
     mine = [i for i in range(rank, len(names), world) if names[i] not in done]
     return len(mine), ((names[i], dict(rows[i])) for i in mine)
 
+# %% ../../nbs/evaluation/53_search.ipynb #9cb638f1
 def _stream(rows, done, rank, world):
     seen, kind = set(), None
     for i, row in enumerate(rows):
@@ -62,7 +64,7 @@ def _stream(rows, done, rank, world):
         if i % world == rank and name not in done: yield name, dict(row)
     if not seen: raise InputError("There are no rows: nothing to build an index of.")
 
-# %% ../../nbs/evaluation/53_search.ipynb #d0c5e480
+# %% ../../nbs/evaluation/53_search.ipynb #5df41386
 PIXELS, AHEAD, SECONDS = 2**27, 4, 60   # of a batch at most; reading threads; after which a shard is written though it is not full
 _plain = (str, bool, int, float, bytes, datetime.date, datetime.time, datetime.timedelta, type(None))
 
@@ -73,6 +75,7 @@ def _value(name, column, v):
     if isinstance(v, _plain): return v
     raise InputError(f"Row {name!r} holds a {type(v).__name__} in column {column!r}, which cannot be kept as metadata: leave the column out, or make it plain numbers or texts.")
 
+# %% ../../nbs/evaluation/53_search.ipynb #0f6875e2
 def _look(name, row, side):
     "(id, picture or None, thumbnail, metadata, record for the list of what was skipped)"
     if 'image' not in row: raise InputError(f"Row {name!r} has no 'image'.")
@@ -86,6 +89,7 @@ def _look(name, row, side):
         return name, picture, thumbnail_bytes(picture, side), metadata, None
     except Exception as e: return name, None, None, metadata, dict(image_id=name, file=str(path), reason=str(e) or type(e).__name__)   # decoders raise anything
 
+# %% ../../nbs/evaluation/53_search.ipynb #b611fb9f
 def _looked(todo, side):
     "Pictures in the order of their rows, read a few ahead."
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -125,7 +129,7 @@ class _Builder:
         self.store.write(shard_table(list(ids), np.stack([v for v, _ in rows]), thumbnails, metadata, self.store.settings), self.number, self.rank)
         self.number += 1
 
-# %% ../../nbs/evaluation/53_search.ipynb #1b32a358
+# %% ../../nbs/evaluation/53_search.ipynb #9c219dad
 def _build(folder, rows, embed, made_by, batch_size, side, shard_rows, rank, world, retry, progress):
     "What `build_index` does while it may write: dict(pictures, skipped)."
     from tqdm.auto import tqdm
@@ -144,6 +148,7 @@ def _build(folder, rows, embed, made_by, batch_size, side, shard_rows, rank, wor
         finally: builder.write()                                    # also when something was raised: what is embedded is kept
     return counts
 
+# %% ../../nbs/evaluation/53_search.ipynb #55d99ea9
 def build_index(
     folder,                # of the index; one that is there is completed
     rows,                  # dicts with image (path, PIL, array), image_id and metadata: list, datasets.Dataset, stream; or a folder of pictures

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ID', 'VECTOR', 'THUMBNAIL', 'GROUP', 'to_disk', 'write_whole', 'write_json', 'read_json', 'writing', 'shard_table',
-           'Shards', 'vector_cache', 'shard_state']
+           'Shards', 'shard_state', 'vector_cache']
 
 # %% ../../nbs/evaluation/53a_shards.ipynb #95fe2945
 import contextlib, json, os, re, secrets, shutil
@@ -56,7 +56,7 @@ def writing(
             except OSError: raise InputError(f"Another process is writing to {folder}{'' if rank is None else f', also as rank {rank} or alone'}. Wait for it to end; processes that build together need a rank each.") from None
         yield
 
-# %% ../../nbs/evaluation/53a_shards.ipynb #36145d85
+# %% ../../nbs/evaluation/53a_shards.ipynb #8e403d40
 ID, VECTOR, THUMBNAIL = 'image_id', 'vector', 'thumbnail'   # columns of every shard; all others are metadata
 
 def _column(pa, name, values):
@@ -64,6 +64,7 @@ def _column(pa, name, values):
     except (ValueError, TypeError, NotImplementedError, OverflowError) as e:   # pyarrow's errors are of these kinds
         raise InputError(f"The column {name!r} cannot be stored ({e}). Give all rows values of one plain kind (numbers, texts, dates, or lists of them), or leave the column out.") from e
 
+# %% ../../nbs/evaluation/53a_shards.ipynb #08c8702c
 def shard_table(
     ids:list,        # n ints or n strings
     vectors,         # (n, width)
@@ -80,7 +81,7 @@ def shard_table(
         columns[name] = _column(pa, name, [m.get(name) for m in metadata])
     return pa.table(columns)
 
-# %% ../../nbs/evaluation/53a_shards.ipynb #f966fbdc
+# %% ../../nbs/evaluation/53a_shards.ipynb #925ada93
 class _Folder:
     "Where the files of an index are, and what its settings are."
     def __init__(self, folder):
@@ -113,18 +114,22 @@ class _Folder:
         self.settings = self.written_by(names[0]); write_json(self.folder/'index.json', self.settings)
         return self.settings
 
+# %% ../../nbs/evaluation/53a_shards.ipynb #bcbf54b8
+class _Listed(_Folder):
+    "What is in the folder."
     def names(self)->list: return sorted(p.name for p in self.home.glob('*.parquet'))
     def deleted(self)->dict:
         "shard → its deleted rows."
         return read_json(self.home/'deleted.json', {})
 
-# %% ../../nbs/evaluation/53a_shards.ipynb #012aca65
-class Shards(_Folder):
-    "The Parquet shards of an index folder."
+# %% ../../nbs/evaluation/53a_shards.ipynb #51018755
+class _Readable(_Listed):
+    "Shards that are read, or named as damaged."
     @contextlib.contextmanager
     def _readable(self, name):
         try: yield
         except InputError: raise
+        except FileNotFoundError: raise InputError(f"The shard {self.home/name} is gone: another process compacted or changed the index. Call refresh(), or open it again.") from None
         except Exception as e:
             raise InputError(f"The shard {self.home/name} cannot be read ({str(e).splitlines()[0]}): it is cut off or damaged. Copy it again; or remove it and build the index again, which embeds its rows anew and no others.") from e
 
@@ -152,6 +157,11 @@ class Shards(_Folder):
         "(rows, width)"
         return self.read(name, [VECTOR])[VECTOR].combine_chunks().flatten().to_numpy().reshape(-1, self.settings['width'])
 
+# %% ../../nbs/evaluation/53a_shards.ipynb #de0049c3
+GROUP = 128   # rows of a row group, the least that is read to see one row
+
+class Shards(_Readable):
+    "The Parquet shards of an index folder."
     def next(self)->int:
         "A number above those of all shards; a name is never used twice."
         return 1 + max((int(n[:6]) for n in [*self.names(), *self.deleted()]), default=-1)
@@ -167,9 +177,13 @@ class Shards(_Folder):
         for p in self.home.glob('*.new' if rank is None else f'*-{rank:04d}.parquet.*.new'): p.unlink()
         for p in self.folder.glob('shards-*') if rank is None else (): p == self.home or shutil.rmtree(p)
 
-GROUP = 128   # rows of a row group, the least that is read to see one row
+# %% ../../nbs/evaluation/53a_shards.ipynb #97dc247a
+def shard_state(store, name, rows)->list:
+    "[name, size, time, rows]: changes with the file."
+    stat = (store.home/name).stat()
+    return [name, stat.st_size, stat.st_mtime_ns, rows]
 
-# %% ../../nbs/evaluation/53a_shards.ipynb #9d7417ea
+# %% ../../nbs/evaluation/53a_shards.ipynb #304b723e
 def vector_cache(
     store:Shards,
     shards:list,     # [name, size, time, rows] of each, in order
@@ -189,8 +203,3 @@ def vector_cache(
     if len(have) < len(shards): write_json(about, shards)
     shape = sum(s[3] for s in shards), width
     return np.memmap(path, dtype, 'r', shape=shape).view(np.ndarray) if shape[0] else np.empty(shape, dtype)
-
-def shard_state(store, name, rows)->list:
-    "[name, size, time, rows]: changes with the file."
-    stat = (store.home/name).stat()
-    return [name, stat.st_size, stat.st_mtime_ns, rows]
