@@ -12,12 +12,16 @@ FLOOR = {
     "nets.attention": 1, "nets.prompts": 1, "nets.vision": 2,
     "nets.text": 3,  # one above vision, whose BlipPreTrainedModel it shares; what follows moved up with it
     "nets.keys": 1, "nets.blip": 4, "nets.pretraining": 5, "nets.nlvr": 5, "nets.grounding": 5, "nets.classification": 5,
+    "nets.keys_flamingo": 2, "nets.perceiver": 2, "nets.hooks": 3, "nets.media": 3, "nets.eva": 3, "nets.qformer": 4, "nets.demonstrations": 4, "nets.interleaved": 4,
+    "nets.blip2": 5, "nets.blip2_retrieval": 5, "nets.flamingo": 5,
     "nets.checkpoints": 6,  # it builds all of the nets
     "nets.zoo": 7,
-    "evaluation.ptb": 1, "evaluation.recall": 1, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
+    "evaluation.ptb": 1, "evaluation.intervals": 1, "evaluation.results": 1, "evaluation.recall": 2, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
+    "data.rowfile": 1, "evaluation.record": 1, "evaluation.shards": 1, "evaluation.nearest": 1, "evaluation.index": 2, "evaluation.search": 3, "evaluation.engines": 3, "evaluation.qdrant": 3,
+    "evaluation.official": 2, "evaluation.cases": 12, "evaluation.report": 13, "evaluation.runners": 14,  # they judge what tasks predicted
     "visual.report": 2, "visual.boxes": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
-    "tasks.pretrain": 9, "tasks.retrieval": 10, "tasks.features": 11,  # retrieval uses the parts of pretrain's step
+    "tasks.pretrain": 9, "tasks.rerank": 6, "tasks.retrieval": 10, "tasks.features": 11, "tasks.find": 12,  # retrieval uses the parts of pretrain's step
     "tasks.boxes": 8, "tasks.grounding": 9, "tasks.ranking": 10, "tasks.vqa": 11, "tasks.nlvr": 10, "tasks.classification": 12,  # ranking and the like share what pre-training made
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
@@ -25,7 +29,7 @@ FLOOR = {
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",
-        "pycocoevalcap", "faiss", "av", "peft", "captum", "ray", "pandas", "requests"}
+        "pycocoevalcap", "faiss", "av", "peft", "captum", "ray", "pandas", "requests", "pyarrow", "qdrant_client"}
 
 FILES = {p.relative_to(ROOT / "blip_nb").with_suffix("").as_posix().replace("/", "."): p for p in sorted((ROOT / "blip_nb").rglob("*.py"))
          if p.name not in HAND_MADE | {"_modidx.py"}}
