@@ -45,12 +45,13 @@ def weights_digest(module)->str:
             seen.setdefault(place, name)
     return digest(parts())
 
-# %% ../../nbs/evaluation/54a_record.ipynb #b22577c2
+# %% ../../nbs/evaluation/54a_record.ipynb #2f7263df
 ASKED = 'image_id', 'image', 'video', 'question_id', 'question', 'text', 'candidates'  # what a model is asked about
 
 def rows_digest(rows)->str:
     "A digest of what rows (dicts without their pictures) ask, in order."
-    return digest(as_line({k: r[k] for k in ASKED if r.get(k) is not None}) for r in rows)
+    def asked(k, v): return Path(v).name if k in ('image', 'video') and isinstance(v, (str, os.PathLike)) else v
+    return digest(as_line({k: asked(k, r[k]) for k in ASKED if r.get(k) is not None}) for r in rows)
 
 # %% ../../nbs/evaluation/54a_record.ipynb #99ce93b5
 FORMAT = 1
