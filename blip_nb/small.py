@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #ce806c54
+# %% ../nbs/68_small.ipynb #036f765e
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -116,13 +116,14 @@ def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
     return BlipVQA.from_net(*small_net(BlipForQuestionAnswering, texts, size, seed), **_reading(size, **options))
 
 def small_comparer(texts, size:Size=Size(), seed:int=0, **options)->BlipNLVR:
-    "A new, random reader of pairs, one layer deeper than the others; the twins join in every layer, and begin at right angles. `options` of `BlipNLVR`."
+    "A new, random reader of pairs, one layer deeper than the others; the twins join in every layer and begin at right angles; the last layer begins by changing nothing. `options` of `BlipNLVR`."
     d = size.text_width
     net, tokenizer = small_net(BlipForNLVR, texts, replace(size, text_depth=size.text_depth + 1), seed, dict(merge_from=0))
-    for layer in net.text_encoder.encoder.layer:
+    *layers, last = net.text_encoder.encoder.layer
+    for layer in layers:
         merge = layer.crossattention.output.merge_layer
-        turned = torch.linalg.qr(torch.randn(d, d))[0]
-        nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.cat([torch.eye(d), turned], 1) / 2**.5)
+        nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.cat([torch.eye(d), torch.linalg.qr(torch.randn(d, d))[0]], 1) / 2**.5)
+    for dense in (last.attention.output.dense, last.crossattention.output.merge_layer, last.output.dense): nn.init.zeros_(dense.weight); nn.init.zeros_(dense.bias)
     return BlipNLVR.from_net(net, tokenizer, **_reading(size, **options))
 
 def small_classifier(texts, labels, size:Size=Size(), seed:int=0, **options)->BlipClassification:
@@ -212,7 +213,7 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #9ae9057a
+# %% ../nbs/68_small.ipynb #895ce2f9
 drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
 way_in = dict(nlvr=dict(per_pair=6, single=4), clips=dict(thorough=True))  # to learn from only: more sentences of a pair, some of them about one of its pictures; every question of a clip
 
@@ -226,7 +227,7 @@ def drawn_data(
     from blip_nb.data import shape_tasks
     if task not in drawn_tasks: raise InputError(f"The drawn world has nothing for the task {task!r}; it has something for {', '.join(drawn_tasks)}.")
     if frames and task != 'vqa': raise InputError(f"The drawn world has clips with questions (vqa), not for {task}: leave frames out.")
-    n = n or drawn_tasks[task]; held = min(400, n)
+    n = n or drawn_tasks[task] * (2 if frames else 1); held = min(400, n)
     if task == 'retrieval': return ByContent(demo_data(None, n, level, seed)['train']), distinct_pairs(min(200, n), seed, level)
     if task in ('caption', 'pretrain', 'classification'):
         rows = [demo_data(None, n, level, seed)[k] for k in ('train', 'val')]

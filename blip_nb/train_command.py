@@ -129,7 +129,7 @@ def describe_first(args, recipe, rows, task, out):
     log = fit(writer, CleanCaptions(rows), None, first, out=out/'described', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
     return None if log.interrupted else small.taught(task, writer.to('cpu'))
 
-# %% ../nbs/70a_train_command.ipynb #ff2c1023
+# %% ../nbs/70a_train_command.ipynb #9befaefb
 def answer_first(args, recipe, task, out):
     "The task after a net of its words has answered questions of single pictures (and, with --describe-first, has described them before) and left it its eyes and layers; None when that was interrupted."
     from blip_nb import small
@@ -143,7 +143,7 @@ def answer_first(args, recipe, task, out):
     lesson = RECIPES['vqa_shapes'].but(epochs=args.answer_first, seed=recipe.seed, amp=recipe.amp, eval_every=0)
     log = fit(reader, rows, None, lesson, out=out/'answered', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
     if log.interrupted: return None
-    if args.task == 'nlvr': task.net.vision_model.requires_grad_(False)  # it sees well by now; what is left is to compare, and half of a step's time is saved
+    task.net.vision_model.requires_grad_(False)  # it sees well by now; what is left is to compare, in half of the time
     return small.taught(task, reader.to('cpu'))
 
 # %% ../nbs/70a_train_command.ipynb #fe86245c
