@@ -91,15 +91,32 @@ def run_match(args):
     scores = match(task, args.image, args.texts, args.head)[0].tolist()
     for s, t in sorted(zip(scores, args.texts), reverse=True): print(json.dumps(dict(text=t, score=round(s, 4))) if args.json else f'{s:.3f}\t{t}')
 
-# %% ../nbs/70_cli.ipynb #2e170698
+# %% ../nbs/70_cli.ipynb #7bbb5bb5
 def run_evaluate(args):
-    "Caption a split, print its scores, write the captions."
-    from blip_nb.data.datasets import load_captions
-    from blip_nb.tasks.caption import BlipCaption
-    task, rows, done = BlipCaption.from_pretrained(args.model, device=args.device), load_captions(args.data, split=args.split, on_error=args.on_error), []
-    scores = task.validate(rows, batch_size=args.batch_size, predictions=done, num_beams=args.beams)
-    if args.out: Path(args.out).write_text(''.join(json.dumps(dict(image_id=p.image_id, caption=p.pred_caption, score=p.pred_score)) + '\n' for p in done))
-    print(json.dumps({k: round(v, 4) for k, v in scores.items()}) if args.json else '\n'.join(f'{k:10}{v:8.4f}' for k, v in scores.items()))
+    "Score a model on a split; predictions, the official file and the page go to --out. The same call goes on where a killed one stood."
+    import os, torch
+    from blip_nb.evaluation.runners import evaluate
+    from blip_nb.nets.zoo import load
+    from blip_nb.tasks.task import read_json
+    from blip_nb.train_command import first_rows, is_drawn, label_names, read_rows
+    by_name = args.task == 'zero_shot'
+    look = argparse.Namespace(**vars(args) | dict(task='classification' if by_name else args.task))   # which rows to read
+    if is_drawn(args):
+        from blip_nb.small import drawn_data
+        rows = drawn_data(look.task, args.n, level=args.level, frames=args.frames)[1]
+    else: rows = first_rows(read_rows(look, args.split), args.n)
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if args.device is None and torch.cuda.is_available() and 'LOCAL_RANK' in os.environ else args.device
+    pretrained = args.task in ('caption', 'retrieval', 'zero_shot') and read_json(args.model, 'task.json').get('task') == 'BlipPretrain'
+    task = load(args.model, 'pretrain' if pretrained else 'retrieval' if by_name else args.task, device=device)
+    own = args.data.partition(':')[0].lower().replace('-', '_')
+    benchmark = args.benchmark or {'zero_shot': 'zero_shot', 'retrieval': 'ranking'}.get(args.task) or (own if own in ('nocaps', 'okvqa', 'gqa') else None)
+    options = dict(num_beams=args.beams) if args.beams else {}
+    if args.candidates: options |= dict(inference_method='rank', answer_list=[a for a in Path(args.candidates).read_text(encoding='utf-8').splitlines() if a.strip()])
+    if by_name: options['labels'] = args.labels or label_names(rows)
+    scores = evaluate(task, rows, args.out, benchmark, batch_size=args.batch_size, amp=args.amp, report=args.report, overwrite=args.overwrite, **options)
+    if int(os.environ.get('RANK', 0)): return
+    print(json.dumps({k: round(v, 4) for k, v in scores.items()}) if args.json else scores)
+    if not args.json: print(*(f'wrote {f}' for f in scores.files), sep='\n')
 
 def run_demo(args):
     "Train, evaluate and report, on the drawn world or on photos."
@@ -154,7 +171,7 @@ def train_arguments(data, changes, overwrite, on_error, device)->tuple:
         ('--split', dict(default='train', help='rows to train on')), ('--val-split', dict(help='rows to validate on')),
         ('--prompt', dict(help='words before every caption')), ('--resume', dict(action='store_true', help='go on where a stopped run in --out ended')), overwrite, on_error, device)
 
-# %% ../nbs/70_cli.ipynb #009cb303
+# %% ../nbs/70_cli.ipynb #2238efd3
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -180,9 +197,12 @@ def make_parser()->argparse.ArgumentParser:
         ('image', dict(help='a picture')), ('texts', dict(nargs='+', metavar='text', help='texts to hold against it')), ('--model', dict(required=True, help='folder, file or name of a model that compares')),
         ('--head', dict(choices=('itm', 'itc', 'lm'), default='itm', help='itm: probability of a match; itc: cosine; lm: confidence of a caption')), ('--task', dict(choices=('retrieval', 'pretrain'), help='what the model is taken for; by itself what it says')),
         ('--json', dict(action='store_true', help='a JSON line per text')), device)
-    command('evaluate', run_evaluate, 'Score a captioner as coco-caption does.', 'blip_nb evaluate dataset.json --split val --model runs/mine/best --out captions.jsonl',
-        data, ('--model', dict(required=True, help='folder or hub name of a captioner')), ('--split', dict(default='val')), beams, ('--batch-size', dict(type=int, default=32)),
-        ('--out', dict(help='write the captions here, as JSON lines')), ('--json', dict(action='store_true', help='print the scores as JSON')), on_error, device)
+    command('evaluate', run_evaluate, 'Score a model on a split, as the leaderboards do.', 'blip_nb evaluate dataset.json --split test --model runs/mine/best --out scores --report',
+        data, ('--model', dict(required=True, help='folder, file or name of a model')), ('--task', dict(choices=('caption', 'vqa', 'retrieval', 'nlvr', 'grounding', 'classification', 'zero_shot'), default='caption', help='what is scored')),
+        ('--benchmark', dict(help='whose rules: coco, nocaps, vqa, okvqa, gqa, nlvr2, refcoco, labels, zero_shot, ranking; by itself those of the task')), ('--split', dict(default='val')), ('--out', dict(help='folder for predictions, the official file and the page')), overwrite,
+        ('--n', dict(type=int, help='so many rows')), ('--level', dict(choices=('easy', 'default', 'hard'), default='default', help='of the drawn world')), ('--frames', dict(type=int, help='videos in place of pictures, so many frames of each')),
+        ('--batch-size', dict(type=int, default=32)), ('--beams', dict(type=int, help="beams of the search; by itself the task's own")), ('--candidates', dict(help='a file with one allowed answer per line')), ('--labels', dict(nargs='+', help='of zero_shot: names of the classes')),
+        ('--amp', dict(choices=('no', 'bf16', 'fp16'), default='no', help='mixed precision')), ('--report', dict(action='store_true', help='write a page with the best, worst and most surprising cases')), ('--json', dict(action='store_true', help='print the scores as JSON')), on_error, device)
     p = commands.add_parser('search', help='Find pictures by words, or by another picture.', description='Find pictures by words, or by another picture.', epilog='example: blip_nb search index holiday/ --index holiday.index --model Salesforce/blip-itm-base-coco\n         blip_nb search query "a dog on a beach" --index holiday.index --model Salesforce/blip-itm-base-coco --rerank 64', formatter_class=argparse.RawDescriptionHelpFormatter)
     p.set_defaults(run=run_search, amp='no', retry=False)
     actions = p.add_subparsers(dest='action', required=True, metavar='index|query|like')
