@@ -108,7 +108,7 @@ def small_pretrainer(captions, size:Size=Size(), seed:int=0, **options)->BlipPre
     options = _short | dict(max_txt_len=size.max_tokens, generation=dict(max_length=size.max_tokens), seed=seed, data_preprocessor=dict(standardize=size.standardize)) | options
     return fixed_temperature(BlipPretrain.from_net(*small_net(BlipForPreTraining, captions, size, seed), **options))
 
-# %% ../nbs/68_small.ipynb #036f765e
+# %% ../nbs/68_small.ipynb #cf5a08bf
 def _reading(size, **options): return dict(max_txt_len=size.max_tokens, data_preprocessor=dict(standardize=size.standardize)) | options
 
 def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
@@ -116,14 +116,12 @@ def small_answerer(texts, size:Size=Size(), seed:int=0, **options)->BlipVQA:
     return BlipVQA.from_net(*small_net(BlipForQuestionAnswering, texts, size, seed), **_reading(size, **options))
 
 def small_comparer(texts, size:Size=Size(), seed:int=0, **options)->BlipNLVR:
-    "A new, random reader of pairs, one layer deeper than the others; the twins join in every layer and begin at right angles; the last layer begins by changing nothing. `options` of `BlipNLVR`."
+    "A new, random reader of pairs, one layer deeper than the others; the twins join in every layer, and begin at right angles. `options` of `BlipNLVR`."
     d = size.text_width
     net, tokenizer = small_net(BlipForNLVR, texts, replace(size, text_depth=size.text_depth + 1), seed, dict(merge_from=0))
-    *layers, last = net.text_encoder.encoder.layer
-    for layer in layers:
+    for layer in net.text_encoder.encoder.layer:
         merge = layer.crossattention.output.merge_layer
         nn.init.zeros_(merge.bias); merge.weight.data.copy_(torch.cat([torch.eye(d), torch.linalg.qr(torch.randn(d, d))[0]], 1) / 2**.5)
-    for dense in (last.attention.output.dense, last.crossattention.output.merge_layer, last.output.dense): nn.init.zeros_(dense.weight); nn.init.zeros_(dense.bias)
     return BlipNLVR.from_net(net, tokenizer, **_reading(size, **options))
 
 def small_classifier(texts, labels, size:Size=Size(), seed:int=0, **options)->BlipClassification:
