@@ -42,12 +42,12 @@ def _id(row, i):
     if isinstance(name, (str, Path, Integral)): return str(name) if isinstance(name, Path) else name
     raise InputError(f"Row {i} has no image_id (an int or a string).")
 
-# %% ../../nbs/evaluation/53_search.ipynb #a168ece2
+# %% ../../nbs/evaluation/53_search.ipynb #6e2c5a31
 def _todo(rows, done, rank, world):
     "(how many there are, or None; iterator of (id, row)): the rows of this process that are not done."
     if type(getattr(rows, 'features', None) and rows.features.get('image')).__name__ == 'Image':   # undecoded: a broken one is its row's trouble
         rows = rows.cast_column('image', optional_import('datasets').Image(decode=False))
-    if not isinstance(rows, (list, tuple)) and not hasattr(rows, 'column_names'): return None, _stream(rows, done, rank, world)
+    if not isinstance(rows, (list, tuple)) and not (hasattr(rows, '__len__') and hasattr(rows, 'column_names')): return None, _stream(rows, done, rank, world)
     named = 'image_id' in getattr(rows, 'column_names', ())
     names = check_ids(rows['image_id'] if named else [_id(rows[i], i) for i in range(len(rows))])
     if not names: raise InputError("There are no rows: nothing to build an index of.")
