@@ -91,7 +91,7 @@ def _fill(x, vectors, seed, block=1 << 16):
         x.add(rows)
     return x
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #a4d96c0f
+# %% ../../nbs/evaluation/53b_engines.ipynb #0776a10a
 @dataclass
 class Engine:
     "A faiss index over the rows of `vectors`, with the recall that was measured on them; `make_engine` makes one."
@@ -117,34 +117,38 @@ class Engine:
         if live < .2 * n or not len(q): return top_k(q, self.vectors[:n], k, allowed)[::-1]
         want = min(k, live)
         fetch = want if live == n else min(n, math.ceil(2 * want * n / live) + 10)
-        positions = np.concatenate([_found(self, q[a:a + 64], fetch, (effort or self.effort) * fetch / want, allowed, k) for a in range(0, len(q), 64)])
+        many = min(n, dict(flat=fetch, hnsw=2 * fetch, ivfpq=max(200, 20 * fetch))[self.kind])
+        size = max(16, 2**15 // many)   # rows compared at once; fewer would throw the graph out of the cache more often
+        positions = np.concatenate([_found(self, q[a:a + size], many, fetch, (effort or self.effort) * fetch / want, allowed, k) for a in range(0, len(q), size)])
         scores, positions = _scored(q, self.vectors, positions)
         short = np.flatnonzero((positions >= 0).sum(1) < want)
         if len(short): positions[short], scores[short] = top_k(q[short], self.vectors[:n], k, allowed)
         return scores, positions
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #c4785d6f
-def _found(engine, q, fetch, effort, allowed, k):
-    "Positions (q, k) of the first `fetch` rows that are allowed, −1 behind them."
+# %% ../../nbs/evaluation/53b_engines.ipynb #93c213d1
+def _found(engine, q, many, fetch, effort, allowed, k):
+    "Positions (q, k) of those among the first `fetch` rows that are allowed, −1 behind them; the first `fetch` of `many` that faiss proposes."
     faiss = optional_import('faiss', 'search', f'An engine of kind {engine.kind!r}')
-    many = min(len(engine), dict(flat=fetch, hnsw=2 * fetch, ivfpq=max(200, 20 * fetch))[engine.kind])
     how = dict(hnsw=dict(efSearch=max(math.ceil(effort), many)), ivfpq=dict(nprobe=math.ceil(effort))).get(engine.kind)
     params = how and dict(hnsw=faiss.SearchParametersHNSW, ivfpq=faiss.SearchParametersIVF)[engine.kind](**how)
     positions = engine.faiss.search(q, many, params=params)[1]
-    if many > fetch: positions = _scored(q, engine.vectors, positions, np.float32)[1][:, :fetch]
+    if many > fetch:
+        rows = engine.vectors[np.maximum(positions, 0).ravel()].astype(np.float32, copy=False).reshape(*positions.shape, -1)
+        rough = np.where(positions < 0, -np.inf, (rows @ q[:, :, None])[..., 0])
+        positions = np.take_along_axis(positions, np.argsort(-rough, 1, kind='stable')[:, :fetch], 1)
     there = (positions >= 0) if allowed is None else (positions >= 0) & allowed[positions]
     order = np.argsort(~there, axis=1, kind='stable')[:, :k]
     positions = np.where(np.take_along_axis(there, order, 1), np.take_along_axis(positions, order, 1), -1)
     return np.pad(positions, ((0, 0), (0, k - order.shape[1])), constant_values=-1)
 
-# %% ../../nbs/evaluation/53b_engines.ipynb #89c9f4db
-def _scored(queries, vectors, positions, dtype=np.float64, block=64):
-    "Inner products of queries with the rows at `positions` (q, m), −∞ for −1; then both, best first, equal ones in the order of their positions."
+# %% ../../nbs/evaluation/53b_engines.ipynb #d4ffe258
+def _scored(queries, vectors, positions, block=256):
+    "Inner products in float64 of queries with the rows at `positions` (q, m), −∞ for −1; then both, best first, equal ones in the order of their positions."
     scores = np.full(positions.shape, -np.inf)
     for a in range(0, len(queries), block):
         p = positions[a:a + block]
         rows = vectors[np.maximum(p, 0).ravel()].reshape(*p.shape, -1)
-        scores[a:a + block] = np.where(p < 0, -np.inf, (queries[a:a + block, None].astype(dtype) * rows).sum(2))
+        scores[a:a + block] = np.where(p < 0, -np.inf, (queries[a:a + block, None].astype(np.float64) * rows).sum(2))
     order = np.lexsort((positions, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
 
