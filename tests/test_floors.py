@@ -17,7 +17,7 @@ FLOOR = {
     "nets.checkpoints": 6,  # it builds all of the nets
     "nets.zoo": 7,
     "evaluation.ptb": 1, "evaluation.intervals": 1, "evaluation.results": 1, "evaluation.recall": 2, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
-    "data.rowfile": 1, "evaluation.record": 1, "evaluation.shards": 1, "evaluation.nearest": 1, "evaluation.index": 2, "evaluation.search": 3, "evaluation.engines": 3, "evaluation.qdrant": 3,
+    "data.rowfile": 1, "evaluation.record": 1, "evaluation.shards": 1, "evaluation.nearest": 1, "evaluation.index": 2, "evaluation.search": 3, "evaluation.engines": 3, "evaluation.qdrant": 4,
     "evaluation.official": 2, "evaluation.cases": 12, "evaluation.report": 13, "evaluation.runners": 14,  # they judge what tasks predicted
     "visual.report": 2, "visual.boxes": 2, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
