@@ -128,7 +128,7 @@ def retrieval_grid(
             ax.text(x + size/2, y - .03, f'missed: rank {m[1]}' if m[1] else f'not in {len(h)} hits', ha='center', va='bottom', fontsize=7, color=BAD)
     return fig
 
-# %% ../../nbs/visual/62_gallery.ipynb #d615a04f
+# %% ../../nbs/visual/62_gallery.ipynb #1b4ff6f6
 def numbers(x)->np.ndarray:
     "An array of floats of an array, a list, or a tensor on any device."
     return np.asarray(x.detach().float().cpu() if hasattr(x, 'detach') else x, float)
@@ -149,7 +149,7 @@ def marked(truth, n:int, m:int)->np.ndarray:
 def blues(shade):
     "A blue for 0 (nearly white) to 1, and the ink that can be read on it."
     import matplotlib
-    return matplotlib.colormaps['Blues'](.8*shade), 'white' if shade > .55 else INK
+    return matplotlib.colormaps['Blues'](.8*shade), 'white' if shade > .68 else INK
 
 # %% ../../nbs/visual/62_gallery.ipynb #2a890379
 def similarity_matrix(
@@ -216,22 +216,23 @@ def spread(
             if free.any(): out[i] = tries[free.argmax()]
     return out
 
-# %% ../../nbs/visual/62_gallery.ipynb #92ca86a4
-def shades(labels, most:int=9)->tuple:
-    "A colour for each label, and (name, colour, how many) of the commonest; the others are grey."
+# %% ../../nbs/visual/62_gallery.ipynb #2e3fac9a
+def shades(labels, known:dict={}, most:int=9)->tuple:
+    "A colour for each label, from `known` or else of our own, and (name, colour, how many) of the commonest; the others are grey."
     import matplotlib
     counts = sorted(Counter(listed(labels)).items(), key=lambda c: (-c[1], str(type(c[0])), c[0]))
     common = sorted((c for c, _ in counts[:most if len(counts) > most + 1 else most + 1]), key=lambda c: (str(type(c)), c))
-    colour = {c: matplotlib.colors.to_hex(matplotlib.colormaps['tab10'](i)) for i, c in enumerate(common)}
+    colour = {c: matplotlib.colors.to_hex(known.get(c, matplotlib.colormaps['tab10'](i))) for i, c in enumerate(common)}
     legend = [(str(c), colour[c], dict(counts)[c]) for c in common]
     if rest := [n for c, n in counts if c not in colour]: legend.append((f'{len(rest)} others', '#999999', sum(rest)))
     return [colour.get(l, '#999999') for l in listed(labels)], legend
 
-# %% ../../nbs/visual/62_gallery.ipynb #fbe71780
+# %% ../../nbs/visual/62_gallery.ipynb #4c4ac506
 def embedding_map(
     vectors,           # (n, width)
     pictures=None,     # n of them; None: dots only
     labels=None,       # n names or numbers: frames and dots get their colours
+    colours={},        # label → colour, for those that should have a certain one
     width:float=5.,    # inches of the map
     thumb:float=.32,   # inches of a thumbnail
     caption:str=None,  # in place of the one that explains the map; '' for none
@@ -241,7 +242,7 @@ def embedding_map(
     n, pictures = len(places), [None]*len(places) if pictures is None else list(pictures)
     for what, given in (('pictures', pictures), ('labels', labels)):
         if given is not None and len(given) != n: raise InputError(f"There are {n} vectors and {len(given)} {what}: one of each is needed.")
-    colours, legend = (['#999999']*n, []) if labels is None else shades(labels)
+    shade, legend = (['#999999']*n, []) if labels is None else shades(labels, colours)
     extent, edge = np.ptp(places, axis=0), thumb/2 + .05
     scale = min((width - 2*edge)/(extent[0] or 1), (width - 2*edge)/(extent[1] or 1))
     height = max(.4*width, extent[1]*scale + 2*edge)
@@ -252,9 +253,9 @@ def embedding_map(
     hints = f"{n} vectors on the plane in which they differ most: {share[0]:.0%} of their variance lies across the page, {share[1]:.0%} up and down. What is near here may still differ in what the plane does not show."
     if with_picture: hints += f" {there.sum()} have room for a picture{', moved ones with a line to their dot' if moved.any() else ''}{'; the others are dots' if there.sum() < n else ''}."
     fig, ax = board(width + 1.5*bool(legend), height, hints if caption is None else caption)
-    for i in np.flatnonzero(moved): ax.plot(*zip(xy[i], at[i]), color=colours[i], lw=.7, zorder=1)
-    for i in np.flatnonzero(there): put(ax, pictures[i], (*(at[i] - thumb/2 + .02), thumb - .04, thumb - .04), colours[i], thick=1.6)
-    for dots, layer in ((~there, -1), (moved, 3)): ax.scatter(*xy[dots].T, s=9, c=np.array(colours)[dots], edgecolors='white', linewidths=.4, zorder=layer)
+    for i in np.flatnonzero(moved): ax.plot(*zip(xy[i], at[i]), color=shade[i], lw=.7, zorder=1)
+    for i in np.flatnonzero(there): put(ax, pictures[i], (*(at[i] - thumb/2 + .02), thumb - .04, thumb - .04), shade[i], thick=1.6)
+    for dots, layer in ((~there, -1), (moved, 3)): ax.scatter(*xy[dots].T, s=9, c=np.array(shade)[dots], edgecolors='white', linewidths=.4, zorder=layer)
     for j, (name, colour, many) in enumerate(legend):
         ax.add_patch(_rectangle((width + .05, .06 + .17*j), .1, .1, color=colour)); ax.text(width + .2, .115 + .17*j, f"{wrap(name, 1.05, 7, 1)[0]} ({many})", va='center', fontsize=7, color=INK)
     return fig
