@@ -19,7 +19,7 @@ FLOOR = {
     "evaluation.ptb": 1, "evaluation.intervals": 1, "evaluation.results": 1, "evaluation.recall": 2, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
     "data.rowfile": 1, "evaluation.record": 1, "evaluation.shards": 1, "evaluation.nearest": 1, "evaluation.index": 2, "evaluation.search": 3, "evaluation.engines": 3, "evaluation.qdrant": 4,
     "evaluation.official": 2, "evaluation.cases": 12, "evaluation.report": 13, "evaluation.runners": 14,  # they judge what tasks predicted
-    "visual.report": 2, "visual.boxes": 2, "visual.attention": 3,  # attention writes its pages with report
+    "visual.report": 2, "visual.boxes": 2, "visual.gallery": 3, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
     "tasks.pretrain": 9, "tasks.rerank": 6, "tasks.retrieval": 10, "tasks.features": 11, "tasks.find": 12,  # retrieval uses the parts of pretrain's step
     "tasks.boxes": 8, "tasks.grounding": 9, "tasks.ranking": 10, "tasks.vqa": 11, "tasks.nlvr": 10, "tasks.classification": 12,  # ranking and the like share what pre-training made

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['point_id', 'qdrant_filter', 'QdrantIndex', 'open_qdrant', 'to_qdrant', 'index_rows']
 
-# %% ../../nbs/evaluation/53e_qdrant.ipynb #58570c32
+# %% ../../nbs/evaluation/53e_qdrant.ipynb #4417f271
 import base64, contextlib, datetime, io, os, re, uuid
 from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 from ..core import InputError, optional_import
-from .index import Hits, Index, thumbnail_bytes
+from .index import Hits, Index, reranked, thumbnail_bytes
 from .nearest import as_array, check_ids, check_vectors
 from .shards import ID, THUMBNAIL, VECTOR
 
@@ -163,7 +163,7 @@ class _Writing(_Points):
         "Let the server index a metadata column ('keyword', 'integer', 'float', 'bool', 'datetime'), so that filters on it stay fast among many rows."
         with _asking(self.url): self.client.create_payload_index(self.collection, f'metadata.{column}', field_schema=kind)
 
-# %% ../../nbs/evaluation/53e_qdrant.ipynb #b95d4456
+# %% ../../nbs/evaluation/53e_qdrant.ipynb #8c7357a0
 class QdrantIndex(_Writing):
     "An index in a collection of a Qdrant server, with the calls of `Index`. Made by `QdrantIndex.create` or `to_qdrant`, opened by `open_qdrant`."
     @classmethod
@@ -198,7 +198,7 @@ class QdrantIndex(_Writing):
             ask = [m.QueryRequest(query=v.tolist(), filter=passing, limit=max(k, candidates) if rerank else k, with_payload=[ID], params=params) for v in q[a:a + 64]]
             with _asking(self.url): answers = self.client.query_batch_points(self.collection, ask)
             hits.ids += [[p.payload[ID] for p in r.points] for r in answers]; hits.scores += [[p.score for p in r.points] for r in answers]
-        return Index._reranked(self, hits, k, rerank) if rerank else hits
+        return reranked(self, hits, k, rerank) if rerank else hits
 
 # %% ../../nbs/evaluation/53e_qdrant.ipynb #26e3f3d7
 def open_qdrant(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['model_name', 'embedder', 'index_pictures', 'open_for', 'queries', 'full_picture', 'matcher', 'find']
 
-# %% ../../nbs/tasks/35c_find.ipynb #7197db9d
+# %% ../../nbs/tasks/35c_find.ipynb #e71c203f
+import json
 from pathlib import Path
 import torch
 from ..core import InputError
@@ -16,12 +17,12 @@ from ..nets.pretraining import image_keys
 from .features import extract_features, needs, text_batch
 from .task import evaluating
 
-# %% ../../nbs/tasks/35c_find.ipynb #732d9d01
+# %% ../../nbs/tasks/35c_find.ipynb #a14aaa14
 def model_name(task)->str:
     "What an index says it was made by: the task's class, a digest of the weights that make vectors, and of how pictures are read."
     needs(task, 'vision_proj', 'vectors to search with')
     towers = torch.nn.ModuleDict({n: getattr(task.net, n) for n in ('vision_model', 'vision_proj', 'text_encoder', 'text_proj')})
-    return f"{type(task).__name__} {digest([weights_digest(towers).encode(), repr(sorted(task.pixels_cfg.items())).encode()])}"
+    return f"{type(task).__name__} {digest([weights_digest(towers).encode(), json.dumps(task.pixels_cfg, sort_keys=True).encode()])}"
 
 def embedder(task, amp:str='no'):
     "A function from n pictures to (n, p) vectors of length 1, for `build_index`; `amp`: 'no', 'bf16' or 'fp16'."
@@ -33,7 +34,7 @@ def embedder(task, amp:str='no'):
         return torch.nn.functional.normalize(v.float(), dim=-1).cpu().numpy()
     return embed
 
-# %% ../../nbs/tasks/35c_find.ipynb #6edad8d3
+# %% ../../nbs/tasks/35c_find.ipynb #2d0ed4a0
 def index_pictures(
     task,       # BlipRetrieval or BlipPretrain
     folder,     # of the index; one that is there is completed
@@ -45,10 +46,10 @@ def index_pictures(
     return build_index(folder, pictures, embedder(task, amp), model_name(task), **options)
 
 def open_for(task, index):
-    "An index (or its folder) that this task's vectors may be compared with, or `InputError`."
+    "An index (a `QdrantIndex`, or a folder) that this task's vectors may be compared with, or `InputError`."
     from blip_nb.evaluation.index import open_index
     if isinstance(index, (str, Path)): return open_index(index, model_name(task))
-    index.store.expect(model=model_name(task))
+    if index.model != (mine := model_name(task)): raise InputError(f"The index was made by {index.model!r}, the queries would be by {mine!r}: vectors of both cannot be compared. Use what made it, or index anew.")
     return index
 
 # %% ../../nbs/tasks/35c_find.ipynb #d5b0d6ff
@@ -89,14 +90,14 @@ def matcher(task, texts:list, batch_size:int=32):
         return [logit + r['score'] for logit, r in zip(out, rows)]
     return rerank
 
-# %% ../../nbs/tasks/35c_find.ipynb #76e70aa2
+# %% ../../nbs/tasks/35c_find.ipynb #b78b3246
 def find(
     task,                 # BlipRetrieval or BlipPretrain, the one that made the index
-    index,                # an `Index`, or its folder
+    index,                # an `Index` or its folder, or a `QdrantIndex`
     texts=None,           # a text or a list of q, or
     images=None,          # a picture of any kind or a list of q
     k:int=10,             # hits per query
-    rerank:int=0,         # so many candidates per text are read once more by the matching head; 0: cosine only
+    rerank:int=0,         # so many candidates per text (k at least) are read once more by the matching head; 0: cosine only
     where=None, engine='exact',  # as in `Index.search`
 ):                        # `Hits`: ids and scores per query, the best first
     "Search an index. Raises `InputError` for a query without words, and for an index that another model made."
