@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Blip2QFormerMultiHeadAttention', 'Blip2QFormerAttention', 'after', 'Blip2QFormerLayer', 'Blip2QFormerEncoder',
-           'query_mask', 'Blip2TextEmbeddings', 'Blip2QFormerModel', 'cache_of']
+           'query_mask', 'Blip2TextEmbeddings', 'cache_of', 'Blip2QFormerModel']
 
 # %% ../../nbs/nets/24_qformer.ipynb #a568d814
 import torch, torch.nn as nn
@@ -127,9 +127,9 @@ class Blip2TextEmbeddings(nn.Module):
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         return x if query_embeds is None else torch.cat([query_embeds.to(x.dtype).expand(len(x), -1, -1), x], 1)
 
-# %% ../../nbs/nets/24_qformer.ipynb #e6cafec6
-class Blip2QFormerModel(Blip2PreTrainedModel):
-    "Queries and words over a picture. Source: arXiv 2301.12597; keys and outputs as transformers' class of this name."
+# %% ../../nbs/nets/24_qformer.ipynb #fdd19880
+class _QFormer(Blip2PreTrainedModel):
+    "The Q-Former's parts."
     config_class = Blip2QFormerConfig
     config: Blip2QFormerConfig
     main_input_name, _supports_flash_attn = 'query_embeds', False   # it stays in float32, which flash attention does not read
@@ -150,10 +150,20 @@ class Blip2QFormerModel(Blip2PreTrainedModel):
         for i, layer in enumerate(self.encoder.cross_layers()): cache.update(*layer.crossattention.attention.keys_values(states), i)
         return cache
 
-    def check(self, n_queries, n_words, image):
+    def check(self, n_queries:int, n_words:int, image):
+        "Refuse words where there is no text branch, and queries without a picture."
         if n_words and not self.config.use_qformer_text_input: raise InputError(f"{n_words} words beside {n_queries} queries: this Q-Former was built without its text branch (config.use_qformer_text_input=False).")
         if n_queries and image is None: raise InputError("Queries look at a picture: pass encoder_hidden_states or image_cache.")
 
+def cache_of(keys:list)->DynamicCache:
+    "Keys and values of each layer, as transformers' cache."
+    cache = DynamicCache()
+    for i, (k, v) in enumerate(keys): cache.update(k, v, i)
+    return cache
+
+# %% ../../nbs/nets/24_qformer.ipynb #c08a8b99
+class Blip2QFormerModel(_QFormer):
+    "Queries and words over a picture. Source: arXiv 2301.12597; keys and outputs as transformers' class of this name."
     @can_return_tuple
     def forward(self,
         query_embeds:torch.Tensor,                 # (n, t, width): queries, then embedded words
@@ -179,13 +189,6 @@ class Blip2QFormerModel(Blip2PreTrainedModel):
         x, keys, hidden, own, cross = self.encoder(x, n_queries, keep, past, image_cache, cross_mask(cfg, x, encoder_attention_mask, encoder_hidden_states, maps), maps, states)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=x, pooler_output=x[:, 0], hidden_states=hidden, attentions=own, cross_attentions=cross,
             past_key_values=cache_of(keys) if use_cache else None)
-
-# %% ../../nbs/nets/24_qformer.ipynb #8bd66724
-def cache_of(keys:list)->DynamicCache:
-    "Keys and values of each layer, as transformers' cache."
-    cache = DynamicCache()
-    for i, (k, v) in enumerate(keys): cache.update(k, v, i)
-    return cache
 
 # %% ../../nbs/nets/24_qformer.ipynb #59fb5bf0
 class _Blip2(Blip2PreTrainedModel):
