@@ -152,10 +152,10 @@ def run_models(args):
     rows = list_models(args.task)
     print('\n'.join(json.dumps(dict(zip(rows.head, c))) for c in rows.cells()) if args.json else rows)
 
-# %% ../nbs/70_cli.ipynb #fe3810b5
+# %% ../nbs/70_cli.ipynb #93ad0d0e
 train_examples = """blip_nb train shapes --task retrieval --describe-first 16 --out runs/search
          blip_nb train shapes --task vqa --describe-first 8
-         blip_nb train shapes --task nlvr --describe-first 8 --answer-first 8 --easy-first 2
+         blip_nb train shapes --task nlvr --describe-first 8 --answer-first 8
          blip_nb train captions.csv --task pretrain --val-split val
          blip_nb train vqav2:data/vqa --task vqa --model runs/pretrain/last --recipe vqa_base
          blip_nb train captions.csv --model Salesforce/blip-image-captioning-base --recipe coco_caption_base"""
@@ -166,7 +166,7 @@ def train_arguments(data, changes, overwrite, on_error, device)->tuple:
     return (('data', dict(help=data[1]['help'] + '; for questions, pairs, boxes and labels a table (CSV, JSONL) or NAME:FOLDER of a published set; shapes: the drawn world')),
         ('--task', dict(choices=tasks, default='caption', help='what to learn')), ('--out', dict(help='folder for checkpoints and log; by itself runs/TASK')),
         ('--model', dict(help='start from this checkpoint, of the same task or of pre-training; without it a small new model is made')), ('--recipe', dict(help='name of a recipe; by itself the small one of the task')), changes,
-        ('--describe-first', dict(type=int, metavar='EPOCHS', help='a new task learns to write captions for so long before it does its own')), ('--answer-first', dict(type=int, metavar='EPOCHS', help='of the drawn world: before pairs or clips a net answers questions of single pictures for so long')), ('--easy-first', dict(type=int, metavar='EPOCHS', help='of the drawn world: pairs begin with sentences about one picture, for so long')), ('--frames', dict(type=int, help='videos in place of pictures, so many frames of each; of the drawn world: clips')),
+        ('--describe-first', dict(type=int, metavar='EPOCHS', help='a new task learns to write captions for so long before it does its own')), ('--answer-first', dict(type=int, metavar='EPOCHS', help='of the drawn world: before pairs or clips a net answers questions of single pictures for so long')), ('--frames', dict(type=int, help='videos in place of pictures, so many frames of each; of the drawn world: clips')),
         ('--n', dict(type=int, help='train on so many pictures')), ('--level', dict(choices=('easy', 'default', 'hard'), default='default', help='of the drawn world')),
         ('--split', dict(default='train', help='rows to train on')), ('--val-split', dict(help='rows to validate on')),
         ('--prompt', dict(help='words before every caption')), ('--resume', dict(action='store_true', help='go on where a stopped run in --out ended')), overwrite, on_error, device)

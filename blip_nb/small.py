@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'parts', 'twins', 'drawn_tasks', 'way_in', 'Size', 'wave_positions', 'small_net', 'small_captioner',
            'fixed_temperature', 'small_retriever', 'small_pretrainer', 'small_answerer', 'small_comparer',
            'small_classifier', 'small_grounder', 'source', 'taught', 'demo_data', 'all_captions', 'content',
-           'distinct_pairs', 'ByContent', 'ByShapes', 'easy_rows', 'drawn_data', 'strings', 'texts_in',
-           'question_answers', 'blind_answers', 'blind_labels']
+           'distinct_pairs', 'ByContent', 'ByShapes', 'drawn_data', 'strings', 'texts_in', 'question_answers',
+           'blind_answers', 'blind_labels']
 
 # %% ../nbs/68_small.ipynb #b38dc48d
 from collections import Counter, defaultdict
@@ -211,15 +211,9 @@ class ByShapes:
         row = self.rows[i]
         return row | dict(gt_label=self.labels.index(' and '.join(sorted(o['shape'] for o in row['scene']['objects']))))
 
-# %% ../nbs/68_small.ipynb #18b84128
+# %% ../nbs/68_small.ipynb #895ce2f9
 drawn_tasks = dict(caption=4000, pretrain=4000, retrieval=4000, vqa=4000, nlvr=8000, grounding=4000, classification=4000)  # task → pictures to learn from
 way_in = dict(nlvr=dict(per_pair=6, single=4), clips=dict(thorough=True))  # to learn from only: more sentences of a pair, some of them about one of its pictures; every question of a clip
-
-def easy_rows(task:str, n:int=None, seed:int=0, level:str='default'):
-    "What a task may practise on before its own rows: for pairs, sentences about one of the two pictures."
-    from blip_nb.data.shape_tasks import shapes_pairs
-    if task != 'nlvr': raise InputError(f"The drawn world has easy rows for pairs (nlvr), not for {task}.")
-    return shapes_pairs(n or 6000, seed=seed + 1000, level=level, per_pair=0, single=8)
 
 def drawn_data(
     task:str='caption',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['captioned', 'recipe_changes', 'is_drawn', 'read_rows', 'first_rows', 'given_labels', 'label_names', 'numbered',
-           'training_data', 'new_task', 'starting_task', 'describe_first', 'answer_first', 'easy_first', 'blind_scores',
-           'report', 'run_train', 'drawn_words']
+           'training_data', 'new_task', 'starting_task', 'describe_first', 'answer_first', 'blind_scores', 'report',
+           'run_train', 'drawn_words']
 
 # %% ../nbs/70a_train_command.ipynb #fa2807ab
 import copy, json
@@ -146,16 +146,6 @@ def answer_first(args, recipe, task, out):
     task.net.vision_model.requires_grad_(False)  # it sees well by now; what is left is to compare, in half of the time
     return small.taught(task, reader.to('cpu'))
 
-# %% ../nbs/70a_train_command.ipynb #49f9698c
-def easy_first(args, recipe, task, out)->bool:
-    "Let the task practise on the drawn world's easy rows; False when that was interrupted."
-    from blip_nb.small import easy_rows
-    from blip_nb.training.loop import fit
-    if not is_drawn(args): raise InputError("--easy-first is for the drawn world (shapes), which has rows that are easy.")
-    rows = easy_rows(args.task, args.n, recipe.seed, args.level)
-    log = fit(task, rows, None, recipe.but(epochs=args.easy_first, eval_every=0), out=out/'practised', resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device)
-    return not log.interrupted
-
 # %% ../nbs/70a_train_command.ipynb #fe86245c
 def blind_scores(task:str, rows, val)->dict:
     "What answering or labelling without looking gives, where that is known."
@@ -171,7 +161,7 @@ def report(args, log, rows, val, out):
     if scores and val is not None and (blind := blind_scores(args.task, rows, val)): print('without looking: ' + '  '.join(f'{k} {v:.4g}' for k, v in blind.items()))
     print(f"Trained in {sum(r['seconds'] for r in log.epochs)/60:.1f} minutes. The last weights are in {out}/last" + (f', the best in {out}/best.' if log.best else '.'))
 
-# %% ../nbs/70a_train_command.ipynb #b532b767
+# %% ../nbs/70a_train_command.ipynb #0132b1f7
 def run_train(args):
     "Train a task; new, or from a checkpoint."
     from blip_nb.core import has_bf16, pick_device
@@ -191,7 +181,7 @@ def run_train(args):
     again = f"blip_nb train {args.data} --task {args.task} --out {out} --resume (and the options you gave)"
     if args.answer_first: task = answer_first(args, recipe, task, out)
     elif args.describe_first: task = describe_first(args, recipe, rows, task, out)
-    if not task or (args.easy_first and not easy_first(args, recipe, task, out)): return 130
+    if not task: return 130
     log = fit(task, CleanCaptions(rows) if args.task in captioned else rows, val, recipe, out=out, resume='auto' if args.resume else False, overwrite=args.overwrite, device=args.device, resume_with=again)
     if log.interrupted: return 130
     report(args, log, rows, val, out)

@@ -129,7 +129,7 @@ def lr_at(
     epoch = step // per_epoch
     return cosine_epoch(epoch, r.epochs, r.lr, r.min_lr) if r.schedule == 'cosine_epoch' else step_decay(epoch, r.lr, r.min_lr, r.decay)
 
-# %% ../../nbs/training/40_recipes.ipynb #084f1948
+# %% ../../nbs/training/40_recipes.ipynb #50221d99
 _paper = Recipe(decay_all=True, grad_clip=None)
 _tuned = _paper.but(batch_size=256, schedule='cosine_epoch')
 _coco = _tuned.but(epochs=5, select_on='CIDEr+BLEU-4', generate=dict(num_beams=3, max_length=20, min_length=5), source='BLIP, COCO captioning at 384 px (arXiv 2201.12086)')
@@ -152,7 +152,7 @@ RECIPES = dict(
     pretrain_shapes=_drawn.but(select_on='CIDEr', generate=dict(num_beams=1)), pretrain_photos=_aerial.but(select_on='CIDEr', generate=dict(num_beams=3)),
     vqa_base=_asked.but(lr=2e-5, epochs=10, eval_every=0, select_on=None), nlvr_base=_asked.but(lr=3e-5, epochs=15),
     **{f'{task}_shapes': _drawn.but(epochs=epochs, captions_per_image=7, select_on='accuracy') for task, epochs in dict(vqa=8, grounding=10, classification=12).items()},
-    nlvr_shapes=_drawn.but(epochs=6, captions_per_image=0, select_on='accuracy', lr=5e-4),
+    nlvr_shapes=_drawn.but(epochs=8, captions_per_image=0, select_on='accuracy', lr=5e-4),
     **{f'{task}_photos': _aerial.but(captions_per_image=4, select_on='accuracy') for task in ('vqa', 'nlvr', 'classification')},
     grounding_photos=_aerial.but(captions_per_image=4, select_on='accuracy', augment='train'),
     vqa_clips=_drawn.but(epochs=5, captions_per_image=0, select_on='accuracy'))
