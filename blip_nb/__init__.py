@@ -31,6 +31,8 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'tasks.nlvr': 'BlipNLVR',
     'tasks.grounding': 'BlipGrounding',
     'tasks.classification': 'BlipClassification zero_shot',
+    'tasks.blip2': 'Blip2Caption Blip2VQA',
+    'tasks.flamingo': 'Flamingo',
     'tasks.features': 'extract_features match',
     'tasks.find': 'find index_pictures',
     'evaluation.answers': 'vqa_accuracy',

@@ -22,7 +22,7 @@ FLOOR = {
     "evaluation.official": 2, "evaluation.cases": 12, "evaluation.report": 13, "evaluation.runners": 14,  # they judge what tasks predicted
     "visual.report": 2, "visual.boxes": 2, "visual.gallery": 3, "visual.attention": 3,  # attention writes its pages with report
     "tasks.losses": 6, "tasks.momentum": 6, "tasks.task": 7, "tasks.caption": 8,
-    "tasks.pretrain": 9, "tasks.likelihood": 6, "tasks.shots": 8, "tasks.flamingo_parts": 9, "tasks.lessons": 10, "tasks.flamingo": 12, "tasks.rerank": 6, "tasks.retrieval": 10, "tasks.features": 11, "tasks.find": 12,  # retrieval uses the parts of pretrain's step
+    "tasks.pretrain": 9, "tasks.blip2": 12, "tasks.likelihood": 6, "tasks.shots": 8, "tasks.flamingo_parts": 9, "tasks.lessons": 10, "tasks.flamingo": 12, "tasks.rerank": 6, "tasks.retrieval": 10, "tasks.features": 11, "tasks.find": 12,  # retrieval uses the parts of pretrain's step
     "tasks.boxes": 8, "tasks.grounding": 9, "tasks.ranking": 10, "tasks.vqa": 11, "tasks.nlvr": 10, "tasks.classification": 12,  # ranking and the like share what pre-training made
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
     "training.loop": 7,
