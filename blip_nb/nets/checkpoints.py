@@ -22,7 +22,7 @@ from .nlvr import BlipForNLVR
 from .pretraining import BlipForPreTraining
 from .vision import checkpoint_files
 
-# %% ../../nbs/nets/28_checkpoints.ipynb #bf71567e
+# %% ../../nbs/nets/28_checkpoints.ipynb #f5eb7b0e
 def _tensors(path)->dict:
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
@@ -40,14 +40,14 @@ def read_state(
     "The tensors of a checkpoint file. Pickles are read as tensors only; anything else in them is an error."
     path = Path(path)
     files = sorted({Path(f) for f in checkpoint_files(str(path)).values() if f}) if path.is_dir() else [path]
-    if path.is_dir() and not files: files = [path/'pytorch_model.bin' if (path/'pytorch_model.bin').exists() else path/'model.safetensors']
+    if path.is_dir() and not files: files = [next((path/f for f in ('pytorch_model.bin', 'checkpoint.pt') if (path/f).exists()), path/'model.safetensors')]
     state = {}
     for f in files:
         if not f.exists(): raise InputError(f"There is no checkpoint at {f}.")
         try: state |= _tensors(f)
         except pickle.UnpicklingError as e: raise InputError(f"{f} holds more than tensors{_culprit(e)} and was not loaded: a pickle can run code. Ask its author for a .safetensors file.") from e
         except Exception as e: raise InputError(f"{f} cannot be read as a checkpoint ({type(e).__name__}: {str(e).split('. ')[0].splitlines()[0] if str(e) else ''}). Is the download complete?") from e
-    for k in ('model', 'state_dict'): state = state.get(k, state) if isinstance(state, dict) else state
+    for k in ('model', 'state_dict', 'model_state_dict'): state = state.get(k, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()): raise InputError(f"{path} holds no table of tensors.")
     return {k.removeprefix('module.'): v for k, v in state.items()}
 
