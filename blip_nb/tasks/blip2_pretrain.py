@@ -87,7 +87,7 @@ class _Stages(_StageOne):
         options = dict(frozen_stages=len(self.net.vision_model.encoder.layers), data_preprocessor=self.transform()) | options
         return Blip2Caption(None, language_model, self.net, tokenizer=tokenizer, **options)
 
-# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #3afdb5a9
+# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #fac0549e
 class Blip2Pretrain(_Stages):
     "Contrast, matching and description with one Q-Former, or with `stage=2` a `Blip2Caption` whose tower is frozen. Source: arXiv 2301.12597."
     def __new__(cls, vision_backbone=None, text_backbone=None, multimodal_backbone=None, vision_neck=None, text_neck=None, tokenizer=None, *args, stage:int=1, **options):
@@ -113,6 +113,7 @@ class Blip2Pretrain(_Stages):
         label_smoothing:float=.1,      # of the contrast and of the words
         all_ranks:bool=True,           # gradients and means over all processes; False: as published
         frozen_stages:int=None,        # layers of the tower that do not train; −1: none; None: as its dict says
+        losses:tuple=None,             # of 'itc', 'itm', 'lm'; None: all three
         topk:int=256,                  # candidates that `validate` looks at
         fast_match:bool=False,         # `validate` goes by cosine
         seed:int=0,                    # of the drawn negatives
@@ -127,4 +128,4 @@ class Blip2Pretrain(_Stages):
         net = stage_one_net(vision_backbone, multimodal_backbone, vision_neck, text_neck, multimodal_head, tokenizer)
         if not hasattr(net, 'cls'): raise InputError(f"{net.__class__.__name__} cannot write, and stage one describes, too: pass a Blip2ForPreTraining, or train a Blip2Retrieval.")
         super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
-        self.prepare(temperature, frozen_stages, vision_backbone, fast_match=fast_match, topk=topk, max_txt_len=max_txt_len, label_smoothing=label_smoothing, all_ranks=all_ranks, seed=seed, generation=generation or {})
+        self.prepare(temperature, frozen_stages, vision_backbone, losses, fast_match=fast_match, topk=topk, max_txt_len=max_txt_len, label_smoothing=label_smoothing, all_ranks=all_ranks, seed=seed, generation=generation or {})

@@ -106,12 +106,14 @@ def one_each(blocks:RowBlocks)->ImageCache:
     for i in range(len(blocks[0][1].layers)): new.update(*(torch.cat([c.get(i)[j].expand(n, -1, -1, -1) for n, c in blocks]) for j in (0, 1)), i)
     return new
 
-# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #66ecf706
+# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #7cc6dd15
 class _Losses(BlipTask):
     "What training needs, and reading pictures."
     net_class, steps = Blip2ForPreTraining, 0    # optimizer's steps seen, for drawing
     @property
     def temperature(self): return getattr(self.net, 'temperature', None) if hasattr(self.net, 'cls') else self.warmth
+    @property
+    def find_unused_parameters(self): return len(self.options['losses']) < 2 + hasattr(self.net, 'cls')    # what `fit` tells torch
     def get_extra_state(self): return dict(steps=self.steps)
     def set_extra_state(self, state): self.steps = state['steps']
 
@@ -225,7 +227,7 @@ def validate_queries(
         scores = rank_scores(pair_ranks(pairs, 'i2t', texts_of), pair_ranks(pairs, 't2i', images_of))
     return dict(sorted(scores.items(), key=lambda kv: kv[0] != 'mean_recall'))
 
-# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #b0ade12e
+# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #236b98cb
 class _StageOne(_Features):
     "Loading and saving."
     def init_weights(self, init_cfg:dict):
@@ -260,16 +262,19 @@ class _StageOne(_Features):
         task.pixels_cfg |= about.get('pixels', {k: pre[f'image_{k}'] for k in ('mean', 'std') if f'image_{k}' in pre})
         return task.eval().to(device) if device is not None else task.eval()
 
-    def prepare(self, temperature:float, frozen_stages, tower, **options):
+    def prepare(self, temperature:float, frozen_stages, tower, losses=None, **options):
         "What both tasks of stage one do once their net is there."
         if hasattr(self.net, 'cls'): self.net.temperature.data.fill_(temperature)
         else: self.warmth = nn.Parameter(torch.tensor(float(temperature)))
         if frozen_stages is None: frozen_stages = tower.get('frozen_stages', -1) if isinstance(tower, dict) else -1
-        self.options = dict(frozen_stages=frozen_stages, **options)
+        if strange := set(losses or ()) - {'itc', 'itm', 'lm'}: raise InputError(f"There is no loss {', '.join(map(repr, strange))}; losses are itc, itm and lm.")
+        if 'lm' in (losses or ()) and not hasattr(self.net, 'cls'): raise InputError(f"{self.net.__class__.__name__} has no word head: it learns by losses=('itc', 'itm').")
+        losses = list(losses or (('itc', 'itm', 'lm') if hasattr(self.net, 'cls') else ('itc', 'itm')))
+        self.options = dict(frozen_stages=frozen_stages, losses=losses, **options)
         if not hasattr(self.net, 'cls'): self.options['temperature'] = temperature
         self.freeze(frozen_stages); self.to(self.device)
 
-# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #33747d9a
+# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #a7e48412
 class Blip2Retrieval(_StageOne):
     "Search in both directions, with the parameters of mmpretrain's task of this name. Source: arXiv 2301.12597."
     default_mode = 'tensor'
@@ -290,6 +295,7 @@ class Blip2Retrieval(_StageOne):
         label_smoothing:float=.1,      # of the contrast and of the words
         all_ranks:bool=True,           # gradients and means over all processes; False: as published, other processes' keys without gradient and the mean of means
         frozen_stages:int=None,        # layers of the tower that do not train; −1: none; None: as its dict says
+        losses:tuple=None,             # of 'itc', 'itm', 'lm'; None: all that the net can
         seed:int=0,                    # of the drawn negatives
         type:str=None,                 # the name of the class, as configuration files have it
         device=None,
@@ -300,7 +306,7 @@ class Blip2Retrieval(_StageOne):
         tokenizer = word_tokenizer(tokenizer)
         net = stage_one_net(vision_backbone, multimodal_backbone, vision_neck, text_neck, multimodal_head, tokenizer)
         super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
-        self.prepare(temperature, frozen_stages, vision_backbone, fast_match=fast_match, topk=topk, max_txt_len=max_txt_len, label_smoothing=label_smoothing, all_ranks=all_ranks, seed=seed)
+        self.prepare(temperature, frozen_stages, vision_backbone, losses, fast_match=fast_match, topk=topk, max_txt_len=max_txt_len, label_smoothing=label_smoothing, all_ranks=all_ranks, seed=seed)
 
     predict_all, predict = BlipRetrieval.predict_all, BlipRetrieval.predict   # they call `extract_feat` and `scores`
     def validate(self, rows, **options)->dict: return validate_queries(self, rows, **options)
