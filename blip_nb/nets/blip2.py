@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['places', 'packed', 'BaseModelOutputWithVisionQformerOutputs', 'Blip2ForConditionalGenerationModelOutput', 'join',
-           'text_loss', 'speak', 'Blip2Model', 'continued', 'Blip2ForConditionalGeneration']
+           'check_room', 'text_loss', 'speak', 'Blip2Model', 'continued', 'Blip2ForConditionalGeneration']
 
 # %% ../../nbs/nets/26_blip2.ipynb #96dde69a
 import copy, inspect
@@ -90,7 +90,7 @@ class _Speaker(_Blip2):
         if n % b == 0 and set(found) == {q}: return n//b
         raise InputError(f"{b} pictures give {b*q} vectors, {q} each; the {n} texts hold {sum(found)} <image> tokens (id {token}): {', '.join(map(str, found))}. A text needs {q} of them for each of its pictures, and every picture the same number of texts.")
 
-# %% ../../nbs/nets/26_blip2.ipynb #58c72487
+# %% ../../nbs/nets/26_blip2.ipynb #b43dda52
 def join(
     net,                          # a BLIP-2 net with a language model
     features:torch.Tensor,        # (b, queries, width), of `features`
@@ -112,7 +112,14 @@ def join(
     times = 1 if torch.compiler.is_compiling() else net.sharing(here.sum(1).tolist(), b)
     return embeds.masked_scatter(here[..., None], features.repeat_interleave(times, 0)), mask
 
-# %% ../../nbs/nets/26_blip2.ipynb #ae992728
+def check_room(text_config, mask:torch.Tensor, new:int=0):
+    "Raise `InputError` where pictures and texts, (n, t), and `new` tokens are more than a decoder reads."
+    room = next((r for k in ('max_position_embeddings', 'max_seq_len', 'n_positions') if (r := getattr(text_config, k, None))), None)
+    if text_config.is_encoder_decoder or room is None or mask.shape[1] + new <= room: return
+    longest = int(mask.sum(1).max())
+    if longest + new > room: raise InputError(f"Picture and text have {longest} places{f' and {new} are to be added' if new else ''}; this language model reads {room}. Shorten the text.")
+
+# %% ../../nbs/nets/26_blip2.ipynb #64d8894e
 def text_loss(logits:torch.Tensor, labels:torch.Tensor, mask:torch.Tensor, image_token=None, num_items_in_batch=None)->torch.Tensor:
     "Cross-entropy of each label given what stands before it: the mean, or the sum over `num_items_in_batch`; logits (n, t, vocabulary), labels and mask (n, t)."
     labels = labels.to(logits.device).masked_fill(mask.to(logits.device) == 0, -100)
@@ -125,6 +132,7 @@ def speak(
 )->tuple:                                                                     # loss or None, logits, the language model's output
     "The language model over pictures and words."
     embeds, mask = join(net, features, input_ids, attention_mask, inputs_embeds)
+    check_room(net.config.text_config, mask)
     options = dict(inputs_embeds=embeds, attention_mask=mask, return_dict=True) | options
     if not net.config.use_decoder_only_language_model:
         if labels is None and decoder_input_ids is None: raise InputError("This language model reads with an encoder and writes with a decoder: pass labels to train, decoder_input_ids to score a text, or call generate to get one.")
@@ -213,12 +221,13 @@ class _Mouth(_Speaker, GenerationMixin):
         row = [self.config.image_token_index]*(self.config.num_query_tokens if self.config.image_token_index is not None else 0) + [bos]
         return torch.tensor([row]*b, device=device)
 
-# %% ../../nbs/nets/26_blip2.ipynb #93819917
+# %% ../../nbs/nets/26_blip2.ipynb #aaf8b216
 def continued(net, features:torch.Tensor, input_ids=None, attention_mask=None, inputs_embeds=None, **generate_kwargs):
     "The prompts, pictures joined, continued by the language model's `generate`: its ids or dict, without places for pictures that had no tokens."
     lm, text = net.language_model, net.config.text_config
     if hasattr(lm, '_hf_hook'): lm._hf_hook.io_same_device = True        # spread over devices by accelerate: scores come back to where the ids are
     embeds, mask = join(net, features, input_ids, attention_mask, inputs_embeds)
+    check_room(text, mask, generate_kwargs.get('max_new_tokens') or 1)
     if text.is_encoder_decoder: return lm.generate(inputs_embeds=embeds, attention_mask=mask, **generate_kwargs)
     if input_ids is None: return lm.generate(**dict(zip(('attention_mask', 'inputs_embeds'), packed(mask, embeds))), **generate_kwargs)
     input_ids, extra = input_ids.to(embeds.device), embeds.shape[1] - input_ids.shape[1]

@@ -18,7 +18,7 @@ from .media import Media
 from .perceiver import media_times
 from .vision import checkpoint_files
 
-# %% ../../nbs/nets/27_flamingo.ipynb #aeee75eb
+# %% ../../nbs/nets/27_flamingo.ipynb #e100875f
 class FlamingoWriter(FlamingoReader, GenerationMixin):
     "Writes, as any generating model of transformers does."
     def __init__(self, config, language_model=None, vision_model=None):
@@ -30,6 +30,11 @@ class FlamingoWriter(FlamingoReader, GenerationMixin):
         inputs = self.language_model.prepare_inputs_for_generation(input_ids, *args, attention_mask=attention_mask, **kwargs)
         times = media_times(input_ids, self.config.media_token_id, attention_mask if attention_mask is not None and attention_mask.shape == input_ids.shape else None)
         return inputs | dict(media=media, media_times=self.seen_from(times, input_ids)[:, -inputs['input_ids'].shape[1]:])
+
+    def read_once(self, ids, mask, media):
+        "The language model's cache of all of the prompts (n, t), on the left padded, but their last tokens."
+        times = self.seen_from(media_times(ids, self.config.media_token_id, mask), ids)
+        return self(ids[:, :-1], attention_mask=mask[:, :-1], media=media, media_times=times[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
 
     @torch.no_grad()
     def generate(self,
@@ -49,10 +54,12 @@ class FlamingoWriter(FlamingoReader, GenerationMixin):
         set_up = kwargs.get('generation_config') or self.generation_config
         if 'max_length' in kwargs and 'max_new_tokens' not in kwargs: kwargs['max_new_tokens'] = kwargs.pop('max_length') - ids.shape[1]
         self.check_length(ids.shape[1], kwargs.get('max_new_tokens', set_up.max_new_tokens) or 1)
-        if past is not None and kwargs.get('use_cache', True) and not kwargs.get('cache_implementation'):
+        if kwargs.get('use_cache', True) and not kwargs.get('cache_implementation') and 'past_key_values' not in kwargs:
             rows = max(kwargs.get(k) or getattr(set_up, k, None) or 1 for k in ('num_beams', 'num_return_sequences'))
-            if rows > 1: past.batch_repeat_interleave(rows)
-            kwargs['past_key_values'] = past
+            hidden = any(kwargs.get(f'output_{k}', getattr(set_up, f'output_{k}', None)) for k in ('attentions', 'hidden_states'))
+            if past is None and rows > 1 and ids.shape[1] > 1 and not hidden: past = self.read_once(ids, mask, media)
+            if past is not None and rows > 1: past.batch_repeat_interleave(rows)
+            if past is not None: kwargs['past_key_values'] = past
         return super().generate(input_ids=ids, attention_mask=mask, media=media, **kwargs)
 
 # %% ../../nbs/nets/27_flamingo.ipynb #bcc8d146
@@ -74,7 +81,7 @@ class FlamingoShots(FlamingoWriter):
         if media is not None: media.shown = {}
         return Demonstrations(ids, mask, media, past if keep_text and can_shift(past) and not self.config.attend_next_media else None)  # that text would look at the question's picture
 
-# %% ../../nbs/nets/27_flamingo.ipynb #7a0087ed
+# %% ../../nbs/nets/27_flamingo.ipynb #22ff2b82
 class FlamingoFiles(FlamingoShots):
     "Is saved, and filled."
     def save_pretrained(self, save_directory, everything:bool=False, state_dict:dict=None, **kwargs):
@@ -101,7 +108,9 @@ class FlamingoFiles(FlamingoShots):
 
     def load_published(self, state):
         "Fill from a file or state dict of OpenFlamingo or mmpretrain, in any of their layouts (see `keys_flamingo`). Its whole table of embeddings goes into the language model."
-        if not isinstance(state, dict): state = torch.load(state, map_location='cpu', weights_only=True)
+        if not isinstance(state, dict):
+            try: state = torch.load(state, map_location='cpu', weights_only=True)
+            except Exception as e: raise InputError(f"{state} cannot be read as tensors ({type(e).__name__}): is the download complete? A pickle that holds anything else is not loaded, as it can run code.") from e
         mmpretrain = any(k.startswith('vision_encoder.patch_embed.') for k in unwrap(state))
         return self.fill((from_mmpretrain_flamingo if mmpretrain else from_open_flamingo)(state))
 
