@@ -127,20 +127,21 @@ def answer_lessons(task, samples:list, options:dict)->list:
             found += [(*lesson(task, options['prompt'].replace('{}', q), a, own=options['max_txt_len']), w/whole, i) for a, w in answers.items() if w]
     return found
 
-# %% ../../nbs/tasks/32b_blip2.ipynb #90241eb8
+# %% ../../nbs/tasks/32b_blip2.ipynb #38fac543
 def rectangle(rows:list, fill:int, device, left=False)->torch.Tensor:
     "Lists of ids as a tensor (n, t), padded on the right or on the left."
     t = max(map(len, rows))
-    return torch.tensor([[fill]*(t - len(r)) + r if left else r + [fill]*(t - len(r)) for r in rows], device=device)
+    return torch.tensor([[fill]*(t - len(r)) + r if left else r + [fill]*(t - len(r)) for r in rows], dtype=torch.long, device=device)
 
 def text_batch(task, rows:list, left=False, more:int=0)->tuple:
     "ids and mask (n, t); raises `InputError` where they, the pictures and `more` tokens are too long for the language model."
-    room, seen = getattr(task.net.config.text_config, 'max_position_embeddings', None), 0 if task.front else task.net.config.num_query_tokens
+    text, seen = task.net.config.text_config, 0 if task.front else task.net.config.num_query_tokens
+    room = next((n for k in ('max_position_embeddings', 'max_seq_len', 'n_positions') if (n := getattr(text, k, None))), None)
     longest = max(map(len, rows)) + seen + more
     if task.decoder and room is not None and longest > room: raise InputError(f"The longest text has {max(map(len, rows))} tokens; with {seen} for the picture and {more} to write they are {longest}, and the language model reads {room}. Shorten the text, or write fewer (max_new_tokens).")
     return rectangle(rows, task.pad, task.device, left), rectangle([[1]*len(r) for r in rows], 0, task.device, left)
 
-# %% ../../nbs/tasks/32b_blip2.ipynb #82cdbcc0
+# %% ../../nbs/tasks/32b_blip2.ipynb #72697a77
 def blip2_loss(task, images, data_samples, **given)->dict:
     "`loss`, (): the mean over all learned tokens of the batch (and of all processes). `prompt` and `max_txt_len` replace the task's for this call."
     options = task.options | translate(given, dict(prompt='', max_txt_len=''), (), 'loss') | given
@@ -151,7 +152,9 @@ def blip2_loss(task, images, data_samples, **given)->dict:
     labels, weights = rectangle(writes, -100, task.device), torch.tensor(weights, device=task.device)
     features = task.extract(pixels)[of]
     logits = speak(task.net, features, ids, mask, labels=None if task.decoder else labels, **({'use_cache': False} if task.decoder else {}))[1].float()
-    if task.decoder: labels, logits = labels[:, 1:], logits[:, -labels.shape[1]:-1]
+    if task.decoder:
+        before = 0 if task.front else 1                                     # the last query foretells the first word
+        labels, logits = labels[:, 1 - before:], logits[:, -labels.shape[1] - before:-1]
     nll = F.cross_entropy(logits.transpose(1, 2), labels.to(logits.device), ignore_index=-100, reduction='none').sum(1)
     n, world = (weights*(labels != -100).sum(1)).sum(), processes()[1]
     return dict(loss=share_of_mean((weights*nll).sum(), total(n) if world > 1 else n, world))
