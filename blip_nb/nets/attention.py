@@ -93,13 +93,13 @@ def attend(
     if n != b: out, weights = unfold_rows(out, n), unfold_rows(weights, n) if maps else None
     return out.transpose(1, 2).flatten(2), weights
 
-# %% ../../nbs/nets/20_attention.ipynb #09520ee6
+# %% ../../nbs/nets/20_attention.ipynb #1f24d2b1
 def key_mask(mask:torch.Tensor)->torch.Tensor:
     "Any of transformers' masks (2-D of ones and zeros, 3-D, 4-D bool, 4-D additive) as bool (n, 1, 1 or t, s); None where nothing is masked."
     if mask is None: return None
     mask = mask > -1 if mask.dtype.is_floating_point and mask.dim() == 4 else mask.bool()  # added to scores: 0 keeps, a large negative number drops
     if mask.dim() < 4: mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
-    return None if mask.device.type == 'cpu' and bool(mask.all()) else mask
+    return None if mask.device.type == 'cpu' and not torch.compiler.is_compiling() and bool(mask.all()) else mask
 
 def self_mask(
     mask:torch.Tensor,  # attention_mask over past and present keys, (n, s) or (n, t, s); a 4-D one is taken as complete; or None
