@@ -13,15 +13,18 @@ import torch
 from torch.utils.data import Dataset
 from ..core import InputError, generator
 
-# %% ../../nbs/training/39_survival.ipynb #8863a199
+# %% ../../nbs/training/39_survival.ipynb #2bd1a340
 class EpochBatches:
     "Batches of (epoch, index) in an order that follows from (seed, epoch); the last one may be smaller. For `DataLoader(batch_sampler=...)`."
-    def __init__(self, n:int, batch_size:int, seed:int=0, rank:int=0, world:int=1, epoch:int=0):
-        self.n, self.batch_size, self.seed, self.rank, self.world, self.epoch = n, batch_size, seed, rank, world, epoch
+    def __init__(self, n:int, batch_size:int, seed:int=0, rank:int=0, world:int=1, epoch:int=0, first:int=0):
+        self.n, self.batch_size, self.seed, self.rank, self.world, self.epoch, self.first = n, batch_size, seed, rank, world, epoch, first
+    def set_epoch(self, epoch:int, first:int=0):
+        "Which epoch comes next, and how many of its batches are done already."
+        self.epoch, self.first = epoch, first
     def __len__(self): return -(-self.n // self.batch_size)
     def __iter__(self):
         order = torch.randperm(self.n, generator=generator(self.seed, self.epoch)).tolist()
-        for i in range(0, self.n, self.batch_size):
+        for i in range(self.first * self.batch_size, self.n, self.batch_size):
             chunk = order[i:i + self.batch_size]
             chunk += (chunk * self.world)[:-len(chunk) % self.world]
             k = len(chunk) // self.world
@@ -48,14 +51,16 @@ def draw_rows(row:dict, k:int, *key:int)->dict:
     order = torch.randperm(n, generator=generator(*key))[:k].tolist()
     return row | {f: [row[f][j] for j in order] for f in along if f in row and not isinstance(row[f], str) and hasattr(row[f], '__len__') and len(row[f]) == n}
 
-# %% ../../nbs/training/39_survival.ipynb #452f0921
+# %% ../../nbs/training/39_survival.ipynb #6dd35cc0
 class KeyedRows(Dataset):
     "Rows asked for by (epoch, index): the transformed image, the rest of the row with drawn captions, its id."
     def __init__(self, rows, transform=None, captions:int=0, seed:int=0):
-        self.rows, self.transform, self.captions, self.seed = rows, transform, captions, seed
+        self.rows, self.transform, self.captions, self.seed, self.epoch = rows, transform, captions, seed, None
     def __len__(self): return len(self.rows)
     def __getitem__(self, key):
         epoch, i = key
+        if epoch != self.epoch and hasattr(self.rows, 'set_epoch'): self.rows.set_epoch(epoch)  # here, for every reading process has its own copy of them
+        self.epoch = epoch
         row = dict(self.rows[i]); name = row.get('image_id', i)
         row = draw_rows(row, self.captions, self.seed, epoch, i, 2)
         image = row.pop('image', None)
@@ -127,7 +132,7 @@ def write_folder(
     os.replace(new, folder)
     _to_disk(folder.parent); shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/training/39_survival.ipynb #fe541b7d
+# %% ../../nbs/training/39_survival.ipynb #ce0c8265
 class TrainingLog(list):
     "Records of a run in order, dicts of kind 'step' or 'epoch'. `message` says how a run ended that did not reach its last epoch."
     interrupted, message, out = False, '', None
@@ -138,7 +143,8 @@ class TrainingLog(list):
 
 def read_log(
     path,           # a run's folder or its log.jsonl
-    epoch:int=None, # drop lines of later epochs
+    epoch:int=None, # drop lines of epochs that end later
+    step:int=None,  # drop lines of later steps; None: those of later epochs
 )->TrainingLog:
     "The records of a log file; a line cut off in writing is skipped."
     path, log = Path(path), TrainingLog()
@@ -146,7 +152,7 @@ def read_log(
     for line in path.read_text().splitlines() if path.exists() else []:
         try: record = json.loads(line)
         except json.JSONDecodeError: continue
-        if epoch is None or record['epoch'] <= epoch: log.append(record)
+        if epoch is None or record['epoch'] <= epoch or (step is not None and record['kind'] == 'step' and record['step'] <= step): log.append(record)
     log.out = path.parent
     return log
 
