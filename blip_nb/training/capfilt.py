@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KeyedNucleus', 'picture_key', 'CapFiltSettings', 'write_texts', 'read_texts', 'keep', 'stored', 'opened',
-           'judged_rows', 'WebRows', 'part_schema', 'write_part', 'make_part', 'ready', 'noted', 'capfilt', 'finish',
-           'Pairs', 'bootstrapped', 'run_capfilt']
+           'judged_rows', 'in_shards', 'WebRows', 'part_schema', 'write_part', 'make_part', 'ready', 'noted', 'capfilt',
+           'finish', 'Pairs', 'bootstrapped', 'run_capfilt']
 
-# %% ../../nbs/training/42_capfilt.ipynb #224144e9
+# %% ../../nbs/training/42_capfilt.ipynb #ab22acaf
 import dataclasses, hashlib, io, os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from ..core import InputError, generator, key_seed, optional_import, pick_device, pick_dtype
 from ..data.rowfile import same_run
+from ..data.streams import ShardRows
 from ..data.text import clean_caption
 from ..evaluation.record import weights_digest
 from ..evaluation.shards import read_json, write_json, write_whole
@@ -158,20 +159,27 @@ def judged_rows(rows:list, captioner, judge, s:CapFiltSettings)->list:
         for t, sc in zip(own, by_row.get(i, [{}]*len(own))): t.update(p_match=sc.get('p_match'), cosine=sc.get('cosine'), kept=i in by_row and keep(t['source'], sc, s))
     return [dict(image=stored(r['image']), image_id=r['image_id'], gt_caption=[t['text'] for t in own if t['kept']], texts=own, error=why) for r, own, (_, why) in zip(rows, texts, seen)]
 
-# %% ../../nbs/training/42_capfilt.ipynb #d50e73b2
+# %% ../../nbs/training/42_capfilt.ipynb #e0b3182b
+def in_shards(shards)->bool:
+    "Are these tars or Parquet files, to be read where they are?"
+    if isinstance(shards, (list, tuple)): return bool(shards) and all(isinstance(s, (str, os.PathLike)) for s in shards)
+    if not isinstance(shards, (str, os.PathLike)): return False
+    return str(shards).lower().endswith(('.tar', '.parquet')) or any(any(Path(shards).glob(f'*{k}')) for k in ('.tar', '.parquet'))
+
 class WebRows:
     "Rows image (not decoded where that can be avoided), image_id, texts, source of anything that `load_captions` reads, a data set, or a list of rows."
     def __init__(self, shards, split=None, column:str='gt_caption', on_error:str='skip'):
+        if in_shards(shards): shards = ShardRows(shards)
         if isinstance(shards, (str, os.PathLike)) or type(shards).__module__.startswith('datasets.') and 'gt_caption' not in getattr(shards, 'column_names', ['gt_caption']):
             from blip_nb.data.datasets import load_captions
             shards = load_captions(shards, split, on_error)
         if hasattr(shards, 'cast_column'): shards = shards.cast_column('image', optional_import('datasets').Image(decode=False))
         self.rows, self.column = shards, column
         if not len(shards): raise InputError("There are no rows to work on.")
-        self.kind = int if isinstance(shards[0].get('image_id', 0), int) else str
+        self.kind = int if isinstance((shards.raw(0) if isinstance(shards, ShardRows) else shards[0]).get('image_id', 0), int) else str
     def __len__(self): return len(self.rows)
     def __getitem__(self, i)->dict:
-        row = self.rows[i]; texts, name = row.get(self.column) or [], row.get('image_id', i)
+        row = self.rows.raw(i) if isinstance(self.rows, ShardRows) else self.rows[i]; texts, name = row.get(self.column) or [], row.get('image_id', i)
         if row.get('image') is None: raise InputError(f"Row {i} (image_id {name!r}) has no 'image'.")
         if not isinstance(name, self.kind): raise InputError(f"Row {i} has the image_id {name!r}, the first row has one of type {self.kind.__name__}: give all rows ids of one type.")
         return dict(image=row['image'], image_id=name, texts=[texts] if isinstance(texts, str) else list(texts), source=row.get('source'))
