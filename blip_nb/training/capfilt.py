@@ -127,9 +127,10 @@ def keep(source:str, scores:dict, s:CapFiltSettings)->bool:
     limits = (scores.get('p_match'), s.min_match), (scores.get('cosine'), s.min_cosine)
     return source == 'human' or all(v is None or v >= least for v, least in limits)
 
-# %% ../../nbs/training/42_capfilt.ipynb #801d0de1
+# %% ../../nbs/training/42_capfilt.ipynb #2dd63239
 def stored(image)->dict:
     "A picture as dict(bytes, path): the path of a file, or else bytes."
+    if image is None: return None
     if isinstance(image, (str, os.PathLike)): return dict(bytes=None, path=os.path.abspath(image))
     if isinstance(image, dict) and not image.get('bytes'): return dict(bytes=None, path=os.path.abspath(image['path']))
     if isinstance(image, dict): return dict(bytes=image['bytes'], path=image.get('path'))
@@ -140,7 +141,7 @@ def stored(image)->dict:
 def opened(row)->tuple:
     "(PIL picture or None, why not)"
     from blip_nb.data.images import read_image
-    try: return read_image(row['image']), None
+    try: return (None, row['error']) if row.get('error') else (read_image(row['image']), None)
     except InputError as e: return None, str(e)
 
 # %% ../../nbs/training/42_capfilt.ipynb #d33d0bcc
@@ -159,7 +160,7 @@ def judged_rows(rows:list, captioner, judge, s:CapFiltSettings)->list:
         for t, sc in zip(own, by_row.get(i, [{}]*len(own))): t.update(p_match=sc.get('p_match'), cosine=sc.get('cosine'), kept=i in by_row and keep(t['source'], sc, s))
     return [dict(image=stored(r['image']), image_id=r['image_id'], gt_caption=[t['text'] for t in own if t['kept']], texts=own, error=why) for r, own, (_, why) in zip(rows, texts, seen)]
 
-# %% ../../nbs/training/42_capfilt.ipynb #e0b3182b
+# %% ../../nbs/training/42_capfilt.ipynb #21335b44
 def in_shards(shards)->bool:
     "Are these tars or Parquet files, to be read where they are?"
     if isinstance(shards, (list, tuple)): return bool(shards) and all(isinstance(s, (str, os.PathLike)) for s in shards)
@@ -174,17 +175,23 @@ class WebRows:
             from blip_nb.data.datasets import load_captions
             shards = load_captions(shards, split, on_error)
         if hasattr(shards, 'cast_column'): shards = shards.cast_column('image', optional_import('datasets').Image(decode=False))
-        self.rows, self.column = shards, column
+        if on_error not in ('skip', 'raise'): raise InputError(f"on_error is 'skip' or 'raise'; got {on_error!r}.")
+        self.rows, self.column, self.on_error, self.kind = shards, column, on_error, str
         if not len(shards): raise InputError("There are no rows to work on.")
-        self.kind = int if isinstance((shards.raw(0) if isinstance(shards, ShardRows) else shards[0]).get('image_id', 0), int) else str
+        self.kind = int if isinstance(self.raw(0).get('image_id', 0), int) else str
     def __len__(self): return len(self.rows)
+    def raw(self, i)->dict: return self.rows.raw(i) if isinstance(self.rows, ShardRows) else self.rows[i]
     def __getitem__(self, i)->dict:
-        row = self.rows.raw(i) if isinstance(self.rows, ShardRows) else self.rows[i]; texts, name = row.get(self.column) or [], row.get('image_id', i)
-        if row.get('image') is None: raise InputError(f"Row {i} (image_id {name!r}) has no 'image'.")
-        if not isinstance(name, self.kind): raise InputError(f"Row {i} has the image_id {name!r}, the first row has one of type {self.kind.__name__}: give all rows ids of one type.")
+        try:
+            row = self.raw(i); texts, name = row.get(self.column) or [], row.get('image_id', i)
+            if row.get('image') is None: raise InputError(f"Row {i} (image_id {name!r}) has no 'image'.")
+            if not isinstance(name, self.kind): raise InputError(f"Row {i} has the image_id {name!r}, the first row has one of type {self.kind.__name__}: give all rows ids of one type.")
+        except InputError as e:
+            if self.on_error == 'raise': raise
+            return dict(image=None, image_id=self.kind(i), texts=[], error=str(e))
         return dict(image=row['image'], image_id=name, texts=[texts] if isinstance(texts, str) else list(texts), source=row.get('source'))
 
-# %% ../../nbs/training/42_capfilt.ipynb #137821c4
+# %% ../../nbs/training/42_capfilt.ipynb #bb0135ac
 def part_schema(kind):
     "Arrow's types, the same for all parts."
     pa = optional_import('pyarrow', why='Bootstrapped shards')
@@ -200,7 +207,9 @@ def write_part(path, rows:list, kind):
 def make_part(rows:WebRows, k:int, path, captioner, judge, s:CapFiltSettings):
     "Part k: rows k·part_size and following, batch by batch."
     done, end = [], min(len(rows), (k + 1)*s.part_size)
-    for i in range(k*s.part_size, end, s.batch_size): done += judged_rows([rows[j] for j in range(i, min(end, i + s.batch_size))], captioner, judge, s)
+    for i in range(k*s.part_size, end, s.batch_size):
+        done += judged_rows([rows[j] for j in range(i, min(end, i + s.batch_size))], captioner, judge, s)
+        if rows.on_error == 'raise' and (bad := next((r for r in done if r['error']), None)): raise InputError(f"image_id {bad['image_id']!r}: {bad['error']} To go on without such pictures, pass on_error='skip'.")
     write_part(path, done, rows.kind)
 
 # %% ../../nbs/training/42_capfilt.ipynb #acbb83aa
@@ -216,7 +225,7 @@ def noted(rows, captioner, judge, s:CapFiltSettings)->dict:
     "What a folder belongs to."
     return dict(rows=len(rows), captioner=captioner and f'{type(captioner).__name__} {weights_digest(captioner.net)}', filter=judge and f'{type(judge).__name__} {weights_digest(judge.net)}', settings=dataclasses.asdict(s))
 
-# %% ../../nbs/training/42_capfilt.ipynb #c0bd95db
+# %% ../../nbs/training/42_capfilt.ipynb #90682095
 def capfilt(
     shards,               # a folder of pictures, CSV, JSONL, JSON, tars, hub name, data set or list of rows
     captioner=None,       # a task or a name that `load` knows; None: nothing is written
@@ -226,7 +235,8 @@ def capfilt(
     column:str='gt_caption',  # of the web's texts
     share:tuple=None,     # (rank, number of processes); None: as torchrun says, else (0, 1)
     amp:str=None,         # 'bf16', 'fp16': mixed precision
-    device=None, on_error:str='skip', page:bool=True,
+    device=None, page:bool=True,
+    on_error:str='skip',  # a picture that cannot be read: its row says why ('skip'), or it is raised ('raise')
     progress:bool=False,  # a line per part
     **settings,           # of `CapFiltSettings`
 )->CapFiltStatistics:
@@ -253,7 +263,7 @@ def finish(out:Path, parts:list, page:bool)->CapFiltStatistics:
     if page: capfilt_page(out, statistics=stats)
     return stats
 
-# %% ../../nbs/training/42_capfilt.ipynb #9c9c1c46
+# %% ../../nbs/training/42_capfilt.ipynb #291dd4da
 class Pairs:
     "Rows image, image_id, gt_caption (one text), source; pictures are opened when they are asked for."
     def __init__(self, parts:list): self.parts, self.at = parts, [(p, i, t, source) for p, (_, texts) in enumerate(parts) for i, t, source in texts]
@@ -271,9 +281,8 @@ def bootstrapped(
     sources:tuple=('web', 'synthetic', 'human'),  # kept texts of these
 )->Pairs:
     "The training rows of the next round, which begins from new weights. `InputError` where nothing was kept."
-    ds, files = optional_import('datasets', why='Reading bootstrapped shards'), [str(p) for p in part_files(out)]
-    rows = ds.Dataset.from_parquet(files, columns=['image', 'image_id', 'texts'], cache_dir=str(Path(out)/'cache')).cast_column('image', ds.Image())
-    parts = [(rows, [(i, t['text'], t['source']) for i, own in enumerate(rows.select_columns('texts')) for t in own['texts'] if t['kept'] and t['source'] in sources])]
+    rows = ShardRows(part_files(out), on_error='raise')
+    parts = [(rows, [(i, t['text'], t['source']) for i, row in enumerate(read_parts(out, ['texts'])) for t in row['texts'] if t['kept'] and t['source'] in sources])]
     if human is not None:
         from blip_nb.small import all_captions
         parts.append((human, [(i, t, 'human') for i, own in enumerate(all_captions(human)) for t in ([own] if isinstance(own, str) else own)]))
