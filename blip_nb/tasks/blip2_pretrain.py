@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Writer', 'predict_words', 'Blip2Pretrain']
 
-# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #bd016035
+# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #d73ed0b9
 import torch
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..core import InputError
 from ..data.samples import as_samples
-from ..nets.blip2_retrieval import Blip2ForPreTraining
 from ..nets.eva import Blip2PreTrainedModel
 from .blip2 import Blip2Caption
 from .blip2_retrieval import Blip2Retrieval, _StageOne, stage_one_net, validate_queries, word_tokenizer

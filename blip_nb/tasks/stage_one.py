@@ -80,6 +80,26 @@ def tell(task, seen, samples:list, world:int)->torch.Tensor:
     loss, count = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction='sum', label_smoothing=task.options['label_smoothing']), (labels != -100).sum()
     return share_of_mean(loss, total(count) if world > 1 else count, world)
 
+# %% ../../nbs/tasks/32ba_stage_one.ipynb #972d3b01
+def look_and_match(task, image, keys, ids, mask, drawn:tuple, world:int)->tuple:
+    "Logits (3b, 2) and labels (3b,): right pairs, texts with a wrong picture, pictures with a wrong text. `keys` of the own pictures."
+    pictures, rows, ids, mask, labels = partners(task, image, ids, mask, drawn, world)
+    net, b = task.net, len(image)
+    others = keys.select(rows[b:2*b]) if world == 1 else net.qformer.image_keys(pictures[b:])
+    at = torch.arange(3*b, device=ids.device).view(3, b)[::2].T.flatten()     # a picture's own text and the one drawn for it are neighbours and share its keys
+    own, wrong = net.match(ids[at], mask[at], image_cache=keys), net.match(ids[b:2*b], mask[b:2*b], image_cache=others)
+    return torch.cat([own[::2], wrong, own[1::2]]), labels
+
+def tell(task, seen, samples:list, world:int)->torch.Tensor:
+    "Smoothed cross-entropy of every word of every caption, given what the queries saw: the mean over the words of all processes."
+    texts, of = own_texts(samples)
+    ids, mask = tokenized(task, texts)
+    labels, past = ids.masked_fill(mask == 0, -100)[:, 1:], seen.past_key_values
+    if len({of.count(i) for i in of}) > 1: past = picked(past, torch.tensor(of, device=ids.device))
+    logits = task.net.write(task.net.first_token(ids[:, :-1], task.tokenizer.bos_token_id), mask[:, :-1], past)[0]
+    loss, count = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction='sum', label_smoothing=task.options['label_smoothing']), (labels != -100).sum()
+    return share_of_mean(loss, total(count) if world > 1 else count, world)
+
 # %% ../../nbs/tasks/32ba_stage_one.ipynb #a0615d80
 def stage_one_step(
     task, images, data_samples,
