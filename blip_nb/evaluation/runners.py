@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'TASKS', 'KEPT', 'Benchmark', 'benchmark_of', 'row_fields', 'check_rows', 'zero_shot_options',
-           'predictor', 'mixed', 'predict_rows', 'both_ways', 'rank_rows', 'place', 'Scores', 'scored', 'write_files',
-           'evaluate', 'wait', 'open_record', 'apart', 'finish', 'shared']
+           'shots_of', 'recorded', 'predictor', 'mixed', 'predict_rows', 'both_ways', 'rank_rows', 'place', 'Scores',
+           'scored', 'write_files', 'evaluate', 'wait', 'open_record', 'apart', 'finish', 'shared']
 
-# %% ../../nbs/evaluation/54_runners.ipynb #78ca5b1d
+# %% ../../nbs/evaluation/54_runners.ipynb #4261e5bb
 import atexit, json, os, shutil, tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..core import InputError, key_seed, pick_dtype
 from ..data.samples import DataSample
 from .cases import Judged, judge_answers, judge_boxes, judge_captions, judge_labels, judge_rankings, listed, row_texts
 from .official import write_submission, write_whole
-from .record import ASKED, Record, about, differences, plain, read_record
+from .record import ASKED, Record, about, differences, plain, read_record, rows_digest
 from ..tasks.momentum import processes as ranks_of_group
 
 # %% ../../nbs/evaluation/54_runners.ipynb #3a558e3c
@@ -41,9 +41,10 @@ BENCHMARKS = dict(
     labels=Benchmark(('gt_label',), judge_labels), zero_shot=Benchmark(('gt_label',), judge_labels),
     ranking=Benchmark(('text', 'gt_caption'), lambda rows, records, names: judge_rankings(rows, records), 'image_id', ('text', 'gt_caption')))
 
-# %% ../../nbs/evaluation/54_runners.ipynb #acbc618c
+# %% ../../nbs/evaluation/54_runners.ipynb #098d18ea
 TASKS = dict(BlipCaption=('coco', 'nocaps'), BlipVQA=('vqa', 'okvqa', 'gqa'), BlipRetrieval=('ranking', 'zero_shot'), BlipNLVR=('nlvr2',), BlipGrounding=('refcoco',),
-             BlipClassification=('labels',), BlipPretrain=('coco', 'nocaps', 'ranking', 'zero_shot'))
+             BlipClassification=('labels',), BlipPretrain=('coco', 'nocaps', 'ranking', 'zero_shot'),
+             Blip2Caption=('coco', 'nocaps'), Blip2VQA=('vqa', 'okvqa', 'gqa'), Blip2Retrieval=('ranking',), Blip2Pretrain=('coco', 'nocaps', 'ranking'), Flamingo=('coco', 'nocaps', 'vqa', 'okvqa', 'gqa'))
 
 def benchmark_of(
     task,
@@ -52,8 +53,9 @@ def benchmark_of(
     "The benchmark, and the task or the part of it that takes it. `InputError` for a task that cannot."
     kind = next((c.__name__ for c in type(task).__mro__ if c.__name__ in TASKS), None)
     if kind is None: raise InputError(f"evaluate does not know {type(task).__name__}; it knows {', '.join(TASKS)}, and classes derived from them.")
-    name = name or TASKS[kind][0]
-    if name not in TASKS[kind]: raise InputError(f"{type(task).__name__} cannot be evaluated as {name!r}; it can as {', '.join(TASKS[kind])}.")
+    can = TASKS[kind] if kind != 'Flamingo' else TASKS[dict(caption='BlipCaption', vqa='BlipVQA')[task.options['task']]]
+    name = name or can[0]
+    if name not in can: raise InputError(f"{type(task).__name__} cannot be evaluated as {name!r}; it can as {', '.join(can)}.")
     if kind == 'BlipPretrain' and name in ('coco', 'nocaps'): task = task.captioner()
     if kind == 'BlipPretrain' and name == 'ranking':
         from blip_nb.tasks.retrieval import BlipRetrieval
@@ -108,7 +110,19 @@ def zero_shot_options(task, dataset, options:dict)->dict:
     with torch.no_grad(): learned = temperature_of(task) if options.get('head', 'itc') == 'itc' else 1.
     return options | dict(labels=list(options.get('labels') or getattr(dataset, 'labels', None) or ()), temperature=options.get('temperature') or learned)
 
-# %% ../../nbs/evaluation/54_runners.ipynb #1f0d5511
+# %% ../../nbs/evaluation/54_runners.ipynb #262b8d36
+def shots_of(task, options:dict)->tuple:
+    "(who draws demonstrations or None, the other options)"
+    if not hasattr(task, 'shots'): return None, options
+    given = options.get('shots')
+    return task.shots if given is None else given or None, {k: v for k, v in options.items() if k != 'shots'}
+
+def recorded(task, options:dict)->dict:
+    "The options as a record can say them."
+    shots, rest = shots_of(task, options)
+    return rest if shots is None else rest | dict(shots=f'{shots.low} to {shots.high}, {shots.how}, seed {shots.seed}, of {len(shots.rows)} rows {rows_digest(row_fields(shots.rows))}')
+
+# %% ../../nbs/evaluation/54_runners.ipynb #bdbe99c9
 def predictor(
     task,
     name:str,        # of the benchmark
@@ -126,7 +140,12 @@ def predictor(
             views = task.views(images)
             return [keep(s | dict(size=v.size), names) for s, v in zip(task.predict(views, samples, **options), views)]
         return boxes
-    return lambda images, samples: [keep(s, names) for s in task.predict(images, samples, **options)]
+    shots, options = shots_of(task, options)
+    def ask(images, samples):
+        drawn = shots.draw(samples, [i[-1] if isinstance(i, (list, tuple)) else i for i in images]) if shots else []
+        for s, d in zip(samples, drawn): s.setdefault('shots', d)
+        return [keep(s, names) for s in task.predict(images, samples, **options)]
+    return ask
 
 # %% ../../nbs/evaluation/54_runners.ipynb #c1bab87e
 def mixed(task, amp:str):
@@ -162,19 +181,21 @@ def predict_rows(
         record.write([{'index': i} | {f: rows[i][f] for f in ASKED if rows[i].get(f) is not None and f != 'candidates'} | plain(r) for i, r in zip(batch, found) if i not in record.done])
         bar.bar(len(record.done), 'rows')
 
-# %% ../../nbs/evaluation/54_runners.ipynb #e3718a21
+# %% ../../nbs/evaluation/54_runners.ipynb #ad97e70c
 def both_ways(task, dataset, batch_size:int, folder, share:tuple, amp:str, show:bool)->tuple:
     "(picture, text) → their ranks and first ten candidates: lists of {rank, ranking}."
     from blip_nb.evaluation.recall import ranks
     from blip_nb.tasks.rerank import pair_ranks, top_pairs
     from blip_nb.tasks.retrieval import rerank_dataset, score_dataset
-    precision = mixed(task, amp)
+    precision, engine = mixed(task, amp), rerank_dataset
+    if queries := hasattr(task.net, 'query_tokens'):                            # BLIP-2's
+        from blip_nb.tasks.blip2_retrieval import cosine_table, rerank_queries as engine
     if task.options['fast_match']:
-        with torch.no_grad(), precision: i2t, t2i, texts_of, images_of = score_dataset(task, dataset, batch_size)
+        with torch.no_grad(), precision: i2t, t2i, texts_of, images_of = (lambda t, *of: (t, t.T, *of))(*cosine_table(task, dataset, batch_size)) if queries else score_dataset(task, dataset, batch_size)
         top = [s.topk(min(10, s.shape[1]), 1) for s in (i2t, t2i)]
         found = [(ranks(s, right), [list(zip(i, v)) for i, v in zip(t.indices.tolist(), t.values.tolist())]) for s, right, t in zip((i2t, t2i), (texts_of, images_of), top)]
     else:
-        pairs, texts_of, images_of = rerank_dataset(task, dataset, batch_size, folder=folder, share=share, dtype=None if amp == 'no' else pick_dtype(amp), progress=show)
+        pairs, texts_of, images_of = engine(task, dataset, batch_size, folder=folder, share=share, dtype=None if amp == 'no' else pick_dtype(amp), progress=show)
         found = [(pair_ranks(pairs, way, right), top_pairs(pairs, way)) for way, right in (('i2t', texts_of), ('t2i', images_of))]
     return *([dict(rank=int(r), ranking=k) for r, k in zip(*f)] for f in found), texts_of
 
@@ -237,9 +258,9 @@ def write_files(folder:Path, task, dataset, name:str, rows:list, records:list, j
         files.append(write_report(folder/'report.html', judged, dataset, f"{head['task']}, {name}", about_it, 6 if report is True else int(report)))
     return files, said
 
-# %% ../../nbs/evaluation/54_runners.ipynb #d30c889d
+# %% ../../nbs/evaluation/54_runners.ipynb #eb3b2446
 def evaluate(
-    task,                    # BlipCaption, BlipVQA, BlipRetrieval, BlipNLVR, BlipGrounding, BlipClassification, BlipPretrain
+    task,                    # BlipCaption, BlipVQA, BlipRetrieval, BlipNLVR, BlipGrounding, BlipClassification, BlipPretrain, Blip2Caption, Blip2VQA, Blip2Retrieval, Blip2Pretrain, Flamingo
     dataset,                 # rows by index, as for `task.validate`
     out=None,                # folder for predictions.jsonl, scores.json, the official file and report.html; None: nothing is kept
     benchmark:str=None,      # whose rules, see `TASKS`; None: the first for the task
@@ -249,7 +270,7 @@ def evaluate(
     overwrite:bool=False,    # replace predictions of another model, other options or other data
     progress:bool=True,      # a bar
     processes:tuple=None,    # (rank, number): this process's share, where they cannot find each other
-    **options,               # of `task.predict` (num_beams, inference_method, …), or of `zero_shot` (labels, templates, head)
+    **options,               # of `task.predict` (num_beams, inference_method, …), of `zero_shot` (labels, templates, head); Flamingo: shots, who draws demonstrations
 )->Scores:                   # name → score
     "Predict, score, and leave what others need. A call that was killed is made again and goes on. `InputError` for what cannot be evaluated, and for predictions in `out` that are of something else."
     task, name = benchmark_of(task, benchmark)
@@ -259,7 +280,7 @@ def evaluate(
     if name == 'ranking' and not together: raise InputError("A ranking needs processes that find each other (torchrun, accelerate launch), or one: leave processes= out.")
     if out is None and (world > 1 or report): raise InputError(f"{'Several processes' if world > 1 else 'A report'} needs a folder: say out=.")
     with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder:
-        head = about(task, rows, benchmark=name if name in ('ranking', 'zero_shot') else '', amp=amp, **options)
+        head = about(task, rows, benchmark=name if name in ('ranking', 'zero_shot') else '', amp=amp, **recorded(task, options))
         record = open_record(folder, head, rank, overwrite, together)
         if name == 'ranking': rank_rows(task, dataset, rows, record, batch_size, amp, (rank, world), progress and rank == 0)
         elif record.missing(): predict_rows(task, dataset, rows, record, predictor(task, name, options), batch_size, amp, (rank, world), progress and rank == 0)
