@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stage_two_recipe', 'word_tokenizer', 'written_pages', 'small_language_model', 'page_ids', 'token_losses',
            'perplexity', 'train_language_model', 'next_lines', 'fingerprint', 'small_speaker', 'stage_two_scores',
-           'first_reader', 'train_stage_two']
+           'plain_attention', 'first_reader', 'eyes_of', 'train_stage_two']
 
 # %% ../nbs/68c_small_language.ipynb #7849afe8
 import hashlib, json, math, re
@@ -80,7 +80,7 @@ def perplexity(lm, tokenizer, pages:list)->list:
     nll, line = token_losses(lm, [page_ids(tokenizer, p) for p in pages], tokenizer.pad_token_id)
     return [math.exp(nll[line == k].mean()) for k in range(int(line.max()) + 1)]
 
-# %% ../nbs/68c_small_language.ipynb #d7bedaf1
+# %% ../nbs/68c_small_language.ipynb #2da5f257
 def train_language_model(
     lm, tokenizer, pages:list,
     steps:int=500, batch_size:int=48,
@@ -93,7 +93,8 @@ def train_language_model(
     optimizer = torch.optim.AdamW(lm.train().parameters(), lr, betas=(.9, .98), weight_decay=.05)
     for step in range(steps):
         for g in optimizer.param_groups: g['lr'] = warmup_cosine(step, steps, warmup, lr)
-        nll, line = token_losses(lm, [rows[i] for i in torch.randint(len(rows), (batch_size,), generator=draw).tolist()], tokenizer.pad_token_id)
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=has_bf16(lm.device)):
+            nll, line = token_losses(lm, [rows[i] for i in torch.randint(len(rows), (batch_size,), generator=draw).tolist()], tokenizer.pad_token_id)
         loss = nll.sum()/(line >= 0).sum()
         loss.backward(); nn.utils.clip_grad_norm_(lm.parameters(), 1.)
         optimizer.step(); optimizer.zero_grad()
@@ -122,25 +123,24 @@ def fingerprint(module:nn.Module)->str:
         h.update(f'{k} {v.dtype} {tuple(v.shape)} '.encode()); h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/68c_small_language.ipynb #5cb031a0
+# %% ../nbs/68c_small_language.ipynb #c8a532b9
 def small_speaker(
     language_model, tokenizer,   # are frozen, not copied
     size:Size=SIZES['shapes'],
     seed:int=0,                  # of the first weights
-    stage_one=None,              # a `Blip2Pretrain`: its tower, queries and Q-Former are taken
+    stage_one=None,              # a `Blip2Pretrain`: its tower is shared and frozen, its queries and Q-Former are copied
     queries:int=8,
     **options,                   # of `Blip2Caption`
 )->Blip2Caption:
     "BLIP-2's second stage, small: pictures in front of a frozen language model."
     torch.manual_seed(key_seed(seed, 4)); d, text = size.width, size.text_width
     options = dict(max_txt_len=size.max_tokens, generation=dict(num_beams=1), data_preprocessor=dict(standardize=size.standardize)) | options
-    if stage_one is not None: net = Blip2ForConditionalGeneration.from_parts(stage_one.net, language_model)
-    else:
-        vision = Blip2VisionConfig(hidden_size=d, intermediate_size=4*d, num_hidden_layers=size.depth, num_attention_heads=size.heads, image_size=size.image, patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=size.std)
-        former = Blip2QFormerConfig(hidden_size=text, intermediate_size=4*text, num_hidden_layers=size.text_depth, num_attention_heads=max(1, size.heads*text//d), encoder_hidden_size=d, cross_attention_frequency=1,
-                                    hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=size.std, use_qformer_text_input=False, vocab_size=len(tokenizer), max_position_embeddings=size.max_tokens)
-        net = Blip2ForConditionalGeneration(Blip2Config(vision_config=vision.to_dict(), qformer_config=former.to_dict(), text_config=language_model.config.to_dict(), num_query_tokens=queries, image_token_index=None, initializer_range=size.std), language_model)
-        if size.waves: net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, d))
+    if stage_one is not None: return stage_one.stage_two(language_model, tokenizer, **options | dict(data_preprocessor=stage_one.transform()))
+    vision = Blip2VisionConfig(hidden_size=d, intermediate_size=4*d, num_hidden_layers=size.depth, num_attention_heads=size.heads, image_size=size.image, patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=size.std)
+    former = Blip2QFormerConfig(hidden_size=text, intermediate_size=4*text, num_hidden_layers=size.text_depth, num_attention_heads=max(1, size.heads*text//d), encoder_hidden_size=d, cross_attention_frequency=1,
+                                hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=size.std, use_qformer_text_input=False, vocab_size=len(tokenizer), max_position_embeddings=size.max_tokens)
+    net = Blip2ForConditionalGeneration(Blip2Config(vision_config=vision.to_dict(), qformer_config=former.to_dict(), text_config=language_model.config.to_dict(), num_query_tokens=queries, image_token_index=None, initializer_range=size.std), language_model)
+    if size.waves: net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, d))
     return Blip2Caption.from_net(net, tokenizer, **options)
 
 # %% ../nbs/68c_small_language.ipynb #0f7603e7
@@ -162,6 +162,12 @@ def stage_two_scores(
 # %% ../nbs/68c_small_language.ipynb #13da8979
 stage_two_recipe = RECIPES['shapes'].but(epochs=10, eval_every=5, select_on='objects', generate={}, source='BLIP-2, stage two in the drawn world, from scratch on two cores')
 
+# %% ../nbs/68c_small_language.ipynb #9e0ef776
+def plain_attention(net):
+    "The net, its parts with attention written out."
+    for part in (net.vision_model, net.qformer, net.language_model): part.set_attn_implementation('eager')
+    return net
+
 # %% ../nbs/68c_small_language.ipynb #ffe210a7
 def first_reader(out:Path, size:Size, seed:int, level:str, steps:int, resume, show=True)->tuple:
     "The language model in `out/language_model`; it is made and taught first where there is none, or no wish to go on. Gives it, its tokenizer and what is known of it."
@@ -176,7 +182,17 @@ def first_reader(out:Path, size:Size, seed:int, level:str, steps:int, resume, sh
     if show: print(f"language model: perplexity {before[0]:.1f} before; after reading {', '.join(f'{p:.2f}' for p in told['perplexity'])} on the lines of a page", flush=True)
     return lm, tokenizer, told
 
-# %% ../nbs/68c_small_language.ipynb #8f98e429
+# %% ../nbs/68c_small_language.ipynb #92d9a338
+def eyes_of(given, n:int, seed:int, out:Path, level:str, **options)->tuple:
+    "(a `Blip2Pretrain` or None, its training's log or None) from a task, its folder, or True for a new one; `options` of `fit`."
+    if given is True:
+        from blip_nb.small_blip2 import train_stage_one
+        return train_stage_one(n, seed, out/'stage_one', level, **options)
+    if not isinstance(given, (str, Path)): return given, None
+    from blip_nb.tasks.blip2_pretrain import Blip2Pretrain
+    return Blip2Pretrain.from_pretrained(given), None
+
+# %% ../nbs/68c_small_language.ipynb #01b7e6c4
 def train_stage_two(
     n:int=4000,              # pictures to learn from
     seed:int=0,
@@ -185,7 +201,7 @@ def train_stage_two(
     size:Size=SIZES['shapes'],
     recipe=None,             # a `Recipe`, its name or a dict; None: `stage_two_recipe`
     language_model=None,     # (model, tokenizer); None: a new one is taught first
-    stage_one=None,          # a `Blip2Pretrain` to take tower and Q-Former from
+    stage_one=None,          # tower and Q-Former to begin with: a `Blip2Pretrain`, its folder, or True: train one first, in out/stage_one
     reading_steps:int=500,   # of the language model
     resume=False, overwrite=False, device=None, progress=True,  # as in `fit`
     **options,               # of `small_speaker`
@@ -198,8 +214,10 @@ def train_stage_two(
     mark, (rows, val) = fingerprint(lm), drawn_data('caption', n, seed, level)
     recipe = find_recipe(recipe or stage_two_recipe).but(seed=seed)
     if not has_bf16(device): recipe = recipe.but(amp='no')
-    task = small_speaker(lm, tokenizer, size, seed, stage_one, **options)
-    if pick_device(device).type == 'cpu': task.net.set_attn_implementation('eager')  # faster there at so few places
+    eyes, first = eyes_of(stage_one, n, seed, out, level, resume=resume, overwrite=overwrite, device=device, progress=progress)
+    if first is not None and first.interrupted: return eyes, first
+    task = small_speaker(lm, tokenizer, size, seed, eyes, **options)
+    if pick_device(device).type == 'cpu': plain_attention(task.net)  # faster there at so few places
     log = fit(task, CleanCaptions(rows), val, recipe, out=out, resume=resume, overwrite=overwrite, device=device, progress=progress, metrics=stage_two_scores)
     assert fingerprint(lm) == mark, "the frozen language model has changed"
     if log.interrupted: return task, log
