@@ -59,7 +59,7 @@ def save_task(run, folder):
     finally:
         if shown: bars.enable_progress_bar()
 
-# %% ../../nbs/training/41a_checkpoint.ipynb #0f91c923
+# %% ../../nbs/training/41a_checkpoint.ipynb #9faff3b5
 def own_state(run)->dict:
     "What this process alone knows."
     pending = [(step, [str(i) for i in ids], {k: v.cpu() for k, v in losses.items()}) for step, ids, losses in run.pending]
@@ -69,7 +69,7 @@ def save(run, ranks:list=None):
     "Write `last`, whole or not at all. Every process takes part; the first one writes. `ranks`: the `own_state` of each, where it is known already."
     ranks = ranks or run.watch.everyone(own_state(run))
     if not run.main: return
-    about = dict(epoch=run.epoch, batch=run.batch, step=run.step, best=run.best, rows=len(run.rows), processes=len(ranks), record=run.record, recipe=run.recipe.to_dict())
+    about = dict({k: getattr(run, k) for k in ('epoch', 'batch', 'step', 'lr', 'best', 'record')}, rows=len(run.rows), processes=len(ranks), recipe=run.recipe.to_dict())
     scaler = run.accelerator.scaler
     state = dict(model=run.task.state_dict(), optimizer=run.optimizer.state_dict(), ema=run.ema and run.ema.state_dict(), scaler=scaler and scaler.state_dict(),
                  sums=run.sums, seconds=run.seconds + time.time() - run.since, ranks=ranks)
@@ -108,7 +108,7 @@ def own_part(ranks:list, rank:int, world:int)->dict:
     pending = [(step, ids, {k: torch.stack([r['pending'][i][2][k].float() for r in ranks]).mean(0) for k in losses}) for i, (step, ids, losses) in enumerate(ranks[0]['pending'])]
     return dict(pending=pending, random=None, differing={})
 
-# %% ../../nbs/training/41a_checkpoint.ipynb #8b4c6cb7
+# %% ../../nbs/training/41a_checkpoint.ipynb #b01b8562
 def load(run, folder):
     "Put `run` where the checkpoint in `folder` stands; `InputError` when that is another run's or does not fit."
     about = read_about(folder); check_same(folder, about, run)
@@ -121,6 +121,7 @@ def load(run, folder):
         if run.accelerator.scaler: run.accelerator.scaler.load_state_dict(state['scaler'])
     except Exception as e: raise InputError(f"The checkpoint in {folder} cannot be used for this task: {e}") from e
     run.epoch, run.batch, run.step, run.best = about['epoch'], about.get('batch', 0), about['step'], about['best']
+    run.lr = about.get('lr', run.lr)
     run.sums, run.seconds, run.random, run.record = state.get('sums', {}), state.get('seconds', 0.), own['random'], about.get('record')
     run.pending = [(step, ids, {k: v.to(run.device) for k, v in losses.items()}) for step, ids, losses in own['pending']]
 
