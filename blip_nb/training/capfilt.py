@@ -7,14 +7,14 @@ __all__ = ['KeyedNucleus', 'picture_key', 'CapFiltSettings', 'write_texts', 'rea
            'judged_rows', 'in_shards', 'WebRows', 'part_schema', 'write_part', 'make_part', 'ready', 'noted', 'capfilt',
            'finish', 'Pairs', 'bootstrapped', 'run_capfilt']
 
-# %% ../../nbs/training/42_capfilt.ipynb #ab22acaf
+# %% ../../nbs/training/42_capfilt.ipynb #c5e5a390
 import dataclasses, hashlib, io, os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from ..core import InputError, generator, key_seed, optional_import, pick_device, pick_dtype
-from ..data.rowfile import same_run
+from ..data.rowfile import digest_of, same_run
 from ..data.streams import ShardRows
 from ..data.text import clean_caption
 from ..evaluation.record import weights_digest
@@ -212,7 +212,7 @@ def make_part(rows:WebRows, k:int, path, captioner, judge, s:CapFiltSettings):
         if rows.on_error == 'raise' and (bad := next((r for r in done if r['error']), None)): raise InputError(f"image_id {bad['image_id']!r}: {bad['error']} To go on without such pictures, pass on_error='skip'.")
     write_part(path, done, rows.kind)
 
-# %% ../../nbs/training/42_capfilt.ipynb #acbb83aa
+# %% ../../nbs/training/42_capfilt.ipynb #371f05f5
 def ready(task, kind:str, device):
     "A task from a name, or the task itself, in evaluation mode; None stays None."
     if isinstance(task, (str, os.PathLike)):
@@ -222,8 +222,9 @@ def ready(task, kind:str, device):
     return task if task is None else task.eval()
 
 def noted(rows, captioner, judge, s:CapFiltSettings)->dict:
-    "What a folder belongs to."
-    return dict(rows=len(rows), captioner=captioner and f'{type(captioner).__name__} {weights_digest(captioner.net)}', filter=judge and f'{type(judge).__name__} {weights_digest(judge.net)}', settings=dataclasses.asdict(s))
+    "What a folder belongs to; of the rows, some in even distances say which they are."
+    seen = [rows[i] for i in range(0, len(rows), max(1, len(rows)//64))]
+    return dict(rows=f"{len(rows)} {digest_of([[r['image_id'], r['texts']] for r in seen])}", captioner=captioner and f'{type(captioner).__name__} {weights_digest(captioner.net)}', filter=judge and f'{type(judge).__name__} {weights_digest(judge.net)}', settings=dataclasses.asdict(s))
 
 # %% ../../nbs/training/42_capfilt.ipynb #90682095
 def capfilt(
