@@ -146,7 +146,7 @@ class ParquetShard:
         name = next((row.pop(c) for c in ('image_id', 'cocoid', 'img_id', 'imgid') if row.get(c) is not None), f'{Path(self.path).stem}/{i}')
         return {'image_id': name, **row, 'gt_caption': texts, 'image': image}
 
-# %% ../../nbs/data/16_streams.ipynb #818e49b4
+# %% ../../nbs/data/16_streams.ipynb #e624d85f
 class ShardRows(Dataset):
     "Rows of tars and Parquet files by number: image (PIL, RGB), image_id, gt_caption (list), and what else there is."
     def __init__(
@@ -155,9 +155,10 @@ class ShardRows(Dataset):
         on_error='next',   # a row that cannot be read: 'next' puts the following one in its place and counts it, 'raise' raises
         skipped=None,      # file to which such rows are appended, one JSON object per line
         image_column=None, # column with the pictures, where its name is not recognised (Parquet)
-        caption_column=None):
+        caption_column=None,
+        order=None):       # parts, lanes and block of its `batches`
         if on_error not in ('next', 'raise'): raise InputError(f"on_error is 'next' or 'raise'; got {on_error!r}.")
-        self.paths, self.on_error, self.skipped = find_shards(shards), on_error, skipped
+        self.paths, self.on_error, self.skipped, self.order = find_shards(shards), on_error, skipped, order or {}
         self.shards = [(TarShard if p.lower().endswith('.tar') else ParquetShard)(p, image_column, caption_column) for p in self.paths]
         self.starts = np.cumsum([0, *map(len, self.shards)])
         if not len(self): raise InputError(f"There is no row in the {len(self.paths)} shard(s), {self.paths[0]} for example.")
@@ -167,6 +168,10 @@ class ShardRows(Dataset):
     def broken(self)->int:
         "How often a row could not be read so far, here and in the workers of this process."
         return int(self.counter)
+
+    def batches(self, batch_size:int, seed:int=0, rank:int=0, world:int=1, **order):
+        "`BlockBatches` of these rows; `fit` asks for them."
+        return BlockBatches(self.starts, batch_size, seed, rank, world, **{**self.order, **order})
 
     def place(self, i:int)->tuple:
         "(shard, row in it) of row `i`."
@@ -222,9 +227,9 @@ def rows_between(
                 for j in _permuted(n, seed, epoch, s, b)[max(0, a - place):z - place]: yield first + j
             place += n
 
-# %% ../../nbs/data/16_streams.ipynb #4fc746d4
+# %% ../../nbs/data/16_streams.ipynb #b5c812a2
 class BlockBatches:
-    "Batches of (epoch, row) as `EpochBatches` has them, in the order of `rows_between`; `start` is the batch to begin with. For `DataLoader(batch_sampler=...)`."
+    "Batches of (epoch, row) as `EpochBatches` has them, in the order of `rows_between`; the first `first` ones are left out. For `DataLoader(batch_sampler=...)`."
     def __init__(
         self,
         starts,           # `ShardRows.starts`
@@ -237,18 +242,22 @@ class BlockBatches:
         parts = parts or int(np.lcm(np.gcd(batch_size, 8), world))
         if batch_size % parts or parts % world: raise InputError(f"A batch of {batch_size} rows cannot be shared by {world} process(es) in {parts} parts: the batch size must be a multiple of the parts, and these of the processes.")
         self.starts, self.n, self.batch_size, self.seed, self.rank, self.world, self.epoch = np.asarray(starts), int(starts[-1]), batch_size, seed, rank, world, epoch
-        self.parts, self.lanes, self.block, self.pad, self.start = parts, lanes, block, pad, 0
+        self.parts, self.lanes, self.block, self.pad, self.first = parts, lanes, block, pad, 0
 
     def __len__(self): return -(-self.n // self.batch_size)
+
+    def set_epoch(self, epoch:int, first:int=0):
+        "Which epoch comes next, and how many of its batches are done already."
+        self.epoch, self.first = epoch, first
 
     def between(self, a, z): return rows_between(self.starts, a, z, self.block, self.seed, self.epoch)
 
     def lane(self, part, lane):
-        "The rows of a part's lane from batch `start` on."
+        "The rows of a part's lane from batch `first` on."
         full, share = self.n // self.batch_size, self.batch_size // self.parts
         batches = lambda lane, upto: len(range(lane, upto, self.lanes))  # of a lane among the first `upto`
-        first = part * full + sum(batches(i, full) for i in range(lane))
-        return self.between((first + batches(lane, self.start)) * share, (first + batches(lane, full)) * share)
+        before = part * full + sum(batches(i, full) for i in range(lane))
+        return self.between((before + batches(lane, self.first)) * share, (before + batches(lane, full)) * share)
 
     def last(self):
         "This process's rows of the batch that is not full."
@@ -260,8 +269,8 @@ class BlockBatches:
         mine = range(self.rank * self.parts // self.world, (self.rank + 1) * self.parts // self.world)
         lanes = [[self.lane(p, l) for p in mine] for l in range(self.lanes)]
         full, share = self.n // self.batch_size, self.batch_size // self.parts
-        for b in range(self.start, full): yield [(self.epoch, next(rows)) for rows in lanes[b % self.lanes] for _ in range(share)]
-        if self.start <= full and self.n % self.batch_size and (tail := self.last()): yield [(self.epoch, i) for i in tail]
+        for b in range(self.first, full): yield [(self.epoch, next(rows)) for rows in lanes[b % self.lanes] for _ in range(share)]
+        if self.first <= full and self.n % self.batch_size and (tail := self.last()): yield [(self.epoch, i) for i in tail]
 
 # %% ../../nbs/data/16_streams.ipynb #ee461f08
 class _Keyed(Dataset):
@@ -283,7 +292,7 @@ class _Left:
         rows = [r for r in rows if r is not None]
         return self.collate(rows) if rows else None
 
-# %% ../../nbs/data/16_streams.ipynb #38f1aa16
+# %% ../../nbs/data/16_streams.ipynb #bbbd1e17
 class Stream:
     "Batches of rows of shards; one pass over it is (the rest of) one epoch, and the next one follows. `state_dict` holds its place, which any number of workers can go on from."
     def __init__(
@@ -300,12 +309,12 @@ class Stream:
         **order):             # parts, block, pad (here False) of `BlockBatches`
         self.rows = rows if isinstance(rows, ShardRows) else ShardRows(rows)
         rank, world = process or (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
-        self.batches = BlockBatches(self.rows.starts, batch_size, seed, rank, world, lanes=lanes or max(1, num_workers), **dict(dict(pad=False), **order))
+        self.batches = self.rows.batches(batch_size, seed, rank, world, lanes=lanes or max(1, num_workers), **{'pad': False, **order})
         self.batch, self.loader = 0, DataLoader(_Keyed(self.rows, transform, seed), batch_sampler=self.batches, collate_fn=_Left(collate), num_workers=num_workers, pin_memory=pin_memory)
     def __len__(self): return len(self.batches)
 
     def __iter__(self):
-        self.batches.start = self.batch
+        self.batches.first = self.batch
         for batch in self.loader:
             self.batch += 1
             if batch is not None: yield batch                            # not one readable picture in it

@@ -216,7 +216,7 @@ def index_of_pass(
     if index is None: raise InputError(f"There is not one vector in {out}: no index was made.")
     return index
 
-# %% ../../nbs/training/44_one_pass.ipynb #34b33535
+# %% ../../nbs/training/44_one_pass.ipynb #b0ca9a40
 class _RayWorker:
     "Takes blocks through the work, in a process of Ray's."
     def __init__(self, shards, make_work, out, batch_size, on_error, block_rows):
@@ -233,7 +233,7 @@ def ray_pass(
     batch_size:int=32, on_error='skip',
     workers:int=2,     # at a time
     name:str='', block_rows:int=4096,
-    **resources,       # of a worker, for example num_gpus=1; Ray's `map` takes them
+    **resources,       # of a worker, for example num_gpus=1: what Ray's `map` takes
 )->dict:               # as `one_pass`
     "`one_pass`, its blocks dealt out by Ray Data (the extra `bulk`)."
     data = optional_import('ray.data', extra='bulk', why='A pass under Ray')
@@ -244,6 +244,7 @@ def ray_pass(
         _same_pass(out, rows=_digest(rows), name=name, block_rows=block_rows)
         todo = [dict(block=b) for b in range(len(blocks)) if not block_path(out, b).exists()]
         args = (rows.paths if isinstance(rows, ShardRows) else shards, make_work, out, batch_size, on_error, block_rows)
-        done = data.from_items(todo, override_num_blocks=len(todo)).map(_RayWorker, fn_constructor_args=args, concurrency=workers, **resources).sum('rows') if todo else 0
+        asked = todo and data.from_items(todo, override_num_blocks=len(todo)).map(_RayWorker, fn_constructor_args=args, compute=data.ActorPoolStrategy(size=workers), **resources)
+        done = sum(r['rows'] for r in asked.iter_rows()) if todo else 0
     seconds = time.time() - begun
     return pass_statistics(out) | dict(done=int(done), seconds=round(seconds, 3), per_second=round(done / seconds, 1))
