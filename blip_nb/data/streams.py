@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'KEEP', 'find_shards', 'tar_places', 'TarShard', 'ParquetShard', 'ShardRows', 'rows_between', 'BlockBatches',
            'Stream']
 
-# %% ../../nbs/data/16_streams.ipynb #9986e0a1
-import glob, io, json, os, re, tarfile
+# %% ../../nbs/data/16_streams.ipynb #37486f2c
+import glob, io, json, os, re, tarfile, threading
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np, torch
@@ -34,15 +34,14 @@ def find_shards(
     if not found: raise InputError(f"There are no shards ({', '.join(KINDS)}) at {shards}: check the path; other formats are read by load_captions.")
     return found
 
-# %% ../../nbs/data/16_streams.ipynb #e9e5bb9f
-_FORMAT = 1
-
+# %% ../../nbs/data/16_streams.ipynb #41dafb47
 def _key(name):
     "(sample, kind) of a member: everything before the first dot of the base name, and everything after."
     folder, _, base = name.rpartition('/')
     key, _, kind = base.partition('.')
     return (f'{folder}/{key}' if folder else key), kind.lower()
 
+# %% ../../nbs/data/16_streams.ipynb #42c65cfe
 def _scan(path):
     starts, seen, last, end = [], set(), None, 0
     try:
@@ -57,15 +56,19 @@ def _scan(path):
     except tarfile.TarError as e: raise InputError(f"{path} ends early or is no uncompressed tar ({e}). Copy it again, or leave it out.") from None
     return np.array([*starts, end], np.int64)
 
-# %% ../../nbs/data/16_streams.ipynb #90d4f6db
+# %% ../../nbs/data/16_streams.ipynb #2401eb88
+def _homes(path):
+    "Files that the places may be in: beside the tar, and in the cache where that cannot be written."
+    cache = Path(os.environ.get('BLIP_NB_CACHE', '~/.cache/blip_nb')).expanduser()/'shards'
+    return [Path(f'{path}.places.npy'), cache/(os.path.abspath(path).strip('/').replace('/', '_') + '.places.npy')]
+
+# %% ../../nbs/data/16_streams.ipynb #94051d3c
 def tar_places(
     path,           # of a tar
 )->np.ndarray:      # (n + 1,) int64: sample i is in bytes [places[i], places[i + 1])
     "Where the samples of a tar begin, from the file beside it, which is made where it is missing or older than the tar."
     stat = os.stat(path)
-    head = np.array([_FORMAT, stat.st_size, stat.st_mtime_ns], np.int64)
-    cache = Path(os.environ.get('BLIP_NB_CACHE', '~/.cache/blip_nb')).expanduser()/'shards'/(os.path.abspath(path).strip('/').replace('/', '_') + '.places.npy')
-    homes = [Path(f'{path}.places.npy'), cache]                          # the second where the first cannot be written
+    head, homes = np.array([1, stat.st_size, stat.st_mtime_ns], np.int64), _homes(path)
     for home in homes:
         try:
             if np.array_equal((there := np.load(home, mmap_mode='r'))[:3], head): return there[3:]
@@ -95,83 +98,73 @@ def _tar_row(path, data):
     name, data = parts[kind]
     return {'image_id': key, **row, 'file_name': name, 'gt_caption': texts, 'image': dict(path=f'{path}: {name}', bytes=data)}
 
-# %% ../../nbs/data/16_streams.ipynb #bb7715bc
+# %% ../../nbs/data/16_streams.ipynb #05127f76
 class TarShard:
     "Rows of a tar by number, pictures undecoded."
     def __init__(self, path, image=None, caption=None): self.path, self.places = path, tar_places(path)
     def __len__(self): return len(self.places) - 1
+    def __reduce__(self): return TarShard, (self.path,)
     def read(self, i:int)->dict:
         start, end = map(int, self.places[i:i + 2])
         with open(self.path, 'rb') as f: f.seek(start); data = f.read(end - start)
         return _tar_row(self.path, data)
 
-# %% ../../nbs/data/16_streams.ipynb #e8fb95d9
-KEEP = 2**26   # bytes of row groups that a process keeps
+# %% ../../nbs/data/16_streams.ipynb #fe8c0a70
+KEEP = 2**26                                                             # bytes of a file's row groups that a process keeps
+_reading = threading.Lock()
+def _unlocked(): global _reading; _reading = threading.Lock()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_unlocked)   # or a child would wait for a thread it does not have
 
+class _Groups:
+    "Row groups of a Parquet file, the last ones kept; each process has its own file."
+    def __init__(self, path): self.path, self.pid = path, None
+    def __reduce__(self): return _Groups, (self.path,)
+    def open(self):
+        pq = optional_import('pyarrow.parquet', why='Reading Parquet files')
+        try: return pq.ParquetFile(self.path)
+        except Exception as e: raise InputError(f"{self.path} cannot be read ({str(e).splitlines()[0]}). Copy it again, or leave it out.") from e
+    def get(self, g):
+        with _reading:
+            if self.pid != os.getpid(): self.file, self.kept, self.pid = self.open(), OrderedDict(), os.getpid()
+            if g not in self.kept: self.kept[g] = self.file.read_row_group(g)
+            self.kept.move_to_end(g); table = self.kept[g]
+            while len(self.kept) > 1 and sum(t.nbytes for t in self.kept.values()) > KEEP: self.kept.popitem(last=False)
+        return table
+
+# %% ../../nbs/data/16_streams.ipynb #28d5f6cb
+def _located(image, path, i):
+    "dict(path, bytes) of what a column of pictures holds: bytes, dict(path, bytes), path from the file's folder, or nothing."
+    if isinstance(image, str): return dict(path=os.path.join(os.path.dirname(path), image), bytes=None)
+    image = dict(bytes=image) if isinstance(image, bytes) else image or {}
+    return {**image, 'path': image.get('path') or f'{path}, row {i}'}
+
+# %% ../../nbs/data/16_streams.ipynb #b339f595
 class ParquetShard:
     "Rows of a Parquet file by number, pictures undecoded."
     def __init__(self, path, image=None, caption=None):
-        self.path, self.file, self.groups, self.pid = path, None, OrderedDict(), None
-        meta = self._open().metadata
+        self.path, self.groups = path, _Groups(path)
+        with self.groups.open() as file: meta, names = file.metadata, file.schema_arrow.names
         self.starts = np.cumsum([0, *(meta.row_group(g).num_rows for g in range(meta.num_row_groups))])
-        self.names = self.file.schema_arrow.names
-        self.image, self.captions = _columns(self.names, image, caption, path)
-        self.file, self.pid = None, None
+        self.image, self.captions = _columns(names, image, caption, path)
     def __len__(self): return int(self.starts[-1])
-    def __getstate__(self): return {**self.__dict__, 'file': None, 'groups': OrderedDict(), 'pid': None}
-
-    def _open(self):
-        if self.pid != os.getpid():                                     # an open file is not shared with a forked process
-            pq = optional_import('pyarrow.parquet', why='Reading Parquet files')
-            try: self.file, self.groups, self.pid = pq.ParquetFile(self.path), OrderedDict(), os.getpid()
-            except Exception as e: raise InputError(f"{self.path} cannot be read ({str(e).splitlines()[0]}). Copy it again, or leave it out.") from e
-        return self.file
-
-    def _group(self, g):
-        file = self._open()
-        if g not in self.groups:
-            self.groups[g] = file.read_row_group(g)
-            while len(self.groups) > 1 and sum(t.nbytes for t in self.groups.values()) > KEEP: self.groups.popitem(last=False)
-        self.groups.move_to_end(g)
-        return self.groups[g]
 
     def read(self, i:int)->dict:
         g = int(np.searchsorted(self.starts, i, 'right')) - 1
-        [row] = self._group(g).slice(i - int(self.starts[g]), 1).to_pylist()
-        image, texts = row.pop(self.image), _texts(row, self.captions)
-        where = f'{self.path}, row {i}'
-        if isinstance(image, str): image = dict(path=os.path.join(os.path.dirname(self.path), image), bytes=None)
-        image = dict(path=where, bytes=image) if isinstance(image, bytes) else {**(image or {}), 'path': (image or {}).get('path') or where}
+        [row] = self.groups.get(g).slice(i - int(self.starts[g]), 1).to_pylist()
+        image, texts = _located(row.pop(self.image), self.path, i), _texts(row, self.captions)
         row = {k: v for k, v in row.items() if k not in self.captions}
         name = next((row.pop(c) for c in ('image_id', 'cocoid', 'img_id', 'imgid') if row.get(c) is not None), f'{Path(self.path).stem}/{i}')
         return {'image_id': name, **row, 'gt_caption': texts, 'image': image}
 
-# %% ../../nbs/data/16_streams.ipynb #e624d85f
-class ShardRows(Dataset):
-    "Rows of tars and Parquet files by number: image (PIL, RGB), image_id, gt_caption (list), and what else there is."
-    def __init__(
-        self,
-        shards,            # as for `find_shards`
-        on_error='next',   # a row that cannot be read: 'next' puts the following one in its place and counts it, 'raise' raises
-        skipped=None,      # file to which such rows are appended, one JSON object per line
-        image_column=None, # column with the pictures, where its name is not recognised (Parquet)
-        caption_column=None,
-        order=None):       # parts, lanes and block of its `batches`
-        if on_error not in ('next', 'raise'): raise InputError(f"on_error is 'next' or 'raise'; got {on_error!r}.")
-        self.paths, self.on_error, self.skipped, self.order = find_shards(shards), on_error, skipped, order or {}
-        self.shards = [(TarShard if p.lower().endswith('.tar') else ParquetShard)(p, image_column, caption_column) for p in self.paths]
+# %% ../../nbs/data/16_streams.ipynb #525fd7bd
+class _Joined(Dataset):
+    "Shards as one: `paths`, `shards`, and in `starts` the number of each one's first row, and of all rows."
+    def __init__(self, shards, image=None, caption=None):
+        self.paths = find_shards(shards)
+        self.shards = [(TarShard if p.lower().endswith('.tar') else ParquetShard)(p, image, caption) for p in self.paths]
         self.starts = np.cumsum([0, *map(len, self.shards)])
         if not len(self): raise InputError(f"There is no row in the {len(self.paths)} shard(s), {self.paths[0]} for example.")
-        self.counter = torch.zeros(1, dtype=torch.int64).share_memory_()
     def __len__(self): return int(self.starts[-1])
-    @property
-    def broken(self)->int:
-        "How often a row could not be read so far, here and in the workers of this process."
-        return int(self.counter)
-
-    def batches(self, batch_size:int, seed:int=0, rank:int=0, world:int=1, **order):
-        "`BlockBatches` of these rows; `fit` asks for them."
-        return BlockBatches(self.starts, batch_size, seed, rank, world, **{**self.order, **order})
 
     def place(self, i:int)->tuple:
         "(shard, row in it) of row `i`."
@@ -189,15 +182,28 @@ class ShardRows(Dataset):
         row = self.raw(i)
         return {**row, 'image': read_image(row['image'])}
 
-    def __getitem__(self, i):
-        first = i = int(i) + len(self) * (i < 0)
-        while True:
-            try: return self.read(i)
-            except InputError as e:
-                if self.on_error == 'raise': raise
-                self.count(i, e)
-                i = (i + 1) % len(self)
-                if i == first: raise InputError(f"None of the {len(self)} rows can be read; the last trouble: {e}") from e
+# %% ../../nbs/data/16_streams.ipynb #5bd1cbc1
+class ShardRows(_Joined):
+    "Rows of tars and Parquet files by number: image (PIL, RGB), image_id, gt_caption (list), and what else there is."
+    def __init__(
+        self,
+        shards,            # as for `find_shards`
+        on_error='next',   # a row that cannot be read: 'next' puts the following one in its place and counts it, 'raise' raises
+        skipped=None,      # file to which such rows are appended, one JSON object per line
+        image_column=None, # column with the pictures, where its name is not recognised (Parquet)
+        caption_column=None,
+        order=None):       # parts, lanes and block of its `batches`
+        if on_error not in ('next', 'raise'): raise InputError(f"on_error is 'next' or 'raise'; got {on_error!r}.")
+        super().__init__(shards, image_column, caption_column)
+        self.on_error, self.skipped, self.order = on_error, skipped, order or {}
+        self.counter = torch.zeros(1, dtype=torch.int64).share_memory_()
+    @property
+    def broken(self)->int:
+        "How often a row could not be read so far, here and in the workers of this process."
+        return int(self.counter)
+    def batches(self, batch_size:int, seed:int=0, rank:int=0, world:int=1, **order):
+        "`BlockBatches` of these rows; `fit` asks for them."
+        return BlockBatches(self.starts, batch_size, seed, rank, world, **{**self.order, **order})
 
     def count(self, i:int, reason):
         "Note that row `i` could not be read."
@@ -205,6 +211,15 @@ class ShardRows(Dataset):
         if not self.skipped: return
         line = json.dumps(dict(shard=self.paths[self.place(i)[0]], row=self.place(i)[1], reason=str(reason))) + '\n'
         with open(self.skipped, 'a', encoding='utf-8') as f: f.write(line)
+
+    def __getitem__(self, i):
+        first = i = int(i) + len(self) * (i < 0)
+        while True:
+            try: return self.read(i)
+            except InputError as e:
+                if self.on_error == 'raise': raise
+                self.count(i, e); i = (i + 1) % len(self)
+                if i == first: raise InputError(f"None of the {len(self)} rows can be read; the last trouble: {e}") from e
 
 # %% ../../nbs/data/16_streams.ipynb #b45fb994
 def _permuted(n, *key): return torch.randperm(n, generator=generator(*key)).tolist()
@@ -272,7 +287,7 @@ class BlockBatches:
         for b in range(self.first, full): yield [(self.epoch, next(rows)) for rows in lanes[b % self.lanes] for _ in range(share)]
         if self.first <= full and self.n % self.batch_size and (tail := self.last()): yield [(self.epoch, i) for i in tail]
 
-# %% ../../nbs/data/16_streams.ipynb #ee461f08
+# %% ../../nbs/data/16_streams.ipynb #6bcf6c83
 class _Keyed(Dataset):
     "Rows by (epoch, row); None for one that cannot be read."
     def __init__(self, rows, transform, seed): self.rows, self.transform, self.seed = rows, transform, seed
@@ -285,6 +300,7 @@ class _Keyed(Dataset):
             if self.rows.on_error == 'raise': raise
             self.rows.count(key[1], e)
 
+# %% ../../nbs/data/16_streams.ipynb #5045f7c0
 class _Left:
     "Collates the rows that could be read."
     def __init__(self, collate): self.collate = collate
