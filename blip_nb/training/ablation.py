@@ -6,7 +6,7 @@
 __all__ = ['QUICK', 'PHOTOS', 'ARMS', 'Plan', 'drawn_level', 'kept_row', 'drawn_world', 'distinct_sets', 'shuffled',
            'photo_world', 'Budget', 'pairs_of', 'train', 'new_task', 'as_retriever', 'Study', 'Loop', 'judged', 'area',
            'filter_scores', 'writer_scores', 'run_seed', 'short', 'mean_interval', 'ablation_table', 'show_table',
-           'gates', 'ablation', 'main']
+           'gates', 'read_results', 'ablation', 'main']
 
 # %% ../../nbs/training/42b_ablation.ipynb #41db7202
 import argparse, dataclasses, json, math, shutil
@@ -25,17 +25,17 @@ from .loop import fit
 from .recipes import Recipe
 from .survival import recover, write_folder
 
-# %% ../../nbs/training/42b_ablation.ipynb #1fe3584a
+# %% ../../nbs/training/42b_ablation.ipynb #b608c1a4
 @dataclass(frozen=True)
 class Plan:
     "Sizes and budgets of an ablation. Every arm has the same steps and batch."
-    web:int=1500         # pictures with one web text each
-    human:int=72         # pictures with clean captions
-    val:int=144          # pictures to be judged by
+    web:int=800          # pictures with one web text each
+    human:int=128        # pictures with two clean captions each
+    val:int=96           # pictures to be judged by
     noise:float=.4       # share of wrong web texts
-    steps:int=500        # of every pre-training
-    tune:int=150         # of the captioner's fine-tuning
-    tune_filter:int=300  # of the filter's
+    steps:int=200        # of every pre-training
+    tune:int=60          # of the captioner's fine-tuning
+    tune_filter:int=120  # of the filter's
     batch_size:int=32
     lr:float=2e-3
     data:str=None        # captioned photos in place of the drawn world
@@ -43,18 +43,19 @@ class Plan:
     patch:int=8
     width:int=64
     depth:int=2
+    text_depth:int=1
     top_p:float=.9
     min_match:float=.5   # the published threshold: the matching head says match
 
-QUICK = Plan(web=160, human=36, val=36, steps=16, tune=8, tune_filter=8)
-PHOTOS = Plan(human=200, val=200, image=64, width=96, depth=3, steps=800, tune=200, tune_filter=400, lr=1e-3)
+QUICK = Plan(web=96, human=32, val=32, steps=8, tune=4, tune_filter=4)
+PHOTOS = Plan(human=200, val=200, image=64, width=96, depth=3, text_depth=2, web=1500, steps=800, tune=200, tune_filter=400, lr=1e-3)
 ARMS = 'nothing', 'filter', 'captioner', 'both', 'both, beams'
 
-# %% ../../nbs/training/42b_ablation.ipynb #b939ff85
+# %% ../../nbs/training/42b_ablation.ipynb #b3980132
 def drawn_level()->str:
-    "The drawn world's level of one large object, 36 kinds."
+    "The drawn world's level of one large object, 16 kinds."
     from blip_nb.data.shapes import COLOURS, LEVELS, SHAPES, Level
-    LEVELS.setdefault('single', Level(1, tuple(COLOURS)[:6], tuple(SHAPES)[:6], {'medium': (.2, .27)}))
+    LEVELS.setdefault('single', Level(1, tuple(COLOURS)[:4], tuple(SHAPES)[:4], {'medium': (.22, .28)}))
     return 'single'
 
 def kept_row(r:dict, texts:list, **more)->dict: return dict(image=np.asarray(r['image']), image_id=r['image_id'], gt_caption=texts, **more)
@@ -63,7 +64,7 @@ def drawn_world(plan:Plan, seed:int)->dict:
     "web, human, val: lists of rows with arrays for pictures; sets: lists of rows of which no two show the same; true: says whether a text is true of a web row."
     from blip_nb.data.shapes import score_caption, shapes_dataset
     level, n = drawn_level(), plan.web + plan.human
-    train, held = shapes_dataset(n, seed, level, size=plan.image, noise=plan.noise), shapes_dataset(plan.val, seed, level, 'val', plan.image)
+    train, held = shapes_dataset(n, seed, level, size=plan.image, noise=plan.noise, kind='objects', n_captions=2), shapes_dataset(plan.val, seed, level, 'val', plan.image, kind='objects')
     def look(r): o = r['scene']['objects'][0]; return f"{o['colour']} {o['shape']}"
     rows = [train[i] for i in range(n)]
     web = [kept_row(r, [r['web_caption']], right=r['web_is_right'], scene=r['scene']) for r in rows[:plan.web]]
@@ -119,7 +120,7 @@ class Budget:
 
 def pairs_of(rows:list)->list: return [(r, t) for r in rows for t in r['gt_caption']]
 
-# %% ../../nbs/training/42b_ablation.ipynb #cfa69197
+# %% ../../nbs/training/42b_ablation.ipynb #ccdeab03
 def train(task, pairs:list, steps:int, plan:Plan, seed:int, folder):
     "Train for exactly `steps` batches, with a schedule that ends there."
     for net in {task.net, getattr(task, 'memory', task.net)}: getattr(net, 'set_attn_implementation', lambda _: 0)('eager')
@@ -129,7 +130,7 @@ def train(task, pairs:list, steps:int, plan:Plan, seed:int, folder):
 
 def new_task(plan:Plan, words:list, seed:int)->BlipPretrain:
     "A new net for all three losses."
-    size = Size(image=plan.image, patch=plan.patch, width=plan.width, depth=plan.depth, text_width=plan.width, text_depth=2, heads=2, waves=True, projection=32, max_tokens=16 if plan.data is None else 40, std=.13 if plan.data is None else .05, standardize=plan.data is not None)
+    size = Size(image=plan.image, patch=plan.patch, width=plan.width, depth=plan.depth, text_width=plan.width, text_depth=plan.text_depth, heads=2, waves=True, projection=32, max_tokens=16 if plan.data is None else 40, std=.13 if plan.data is None else .05, standardize=plan.data is not None)
     return small_pretrainer(words, size, seed)
 
 def as_retriever(task:BlipPretrain, **options)->BlipRetrieval:
@@ -239,7 +240,7 @@ def run_seed(plan:Plan, seed:int, out, arms=ARMS, show=print)->dict:
 
 def short(scores:dict)->str: return '  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in scores.items())
 
-# %% ../../nbs/training/42b_ablation.ipynb #bcf703dd
+# %% ../../nbs/training/42b_ablation.ipynb #403cc702
 _t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 % points of Student's t for n values
 
 def mean_interval(values:list)->tuple:
@@ -251,7 +252,7 @@ def mean_interval(values:list)->tuple:
 
 def ablation_table(results:dict)->list:
     "A dict per arm: pairs, means with intervals over seeds, and the differences to 'nothing', seed by seed. `results`: seed → scores."
-    rows, done = [], [r for r in results.values() if all(a in r for a in ARMS[:4])]
+    rows, done = [], [r for r in results.values() if 'nothing' in r]
     for arm in ARMS:
         own = [r for r in done if arm in r]
         if not own: continue
@@ -279,13 +280,17 @@ def gates(results:dict)->dict:
     return {'filter: area above .9': all(r['the filter']['area_p_match'] > .9 for r in results.values()),
             **{f'both above nothing: {k}': table['both'][k] > table['nothing'][k] for k in ('CIDEr', 'R@1')}}
 
-# %% ../../nbs/training/42b_ablation.ipynb #bd6142e9
-def ablation(out, plan:Plan=Plan(), seeds=(0, 1, 2), show=print)->dict:
+# %% ../../nbs/training/42b_ablation.ipynb #42fb6aaf
+def read_results(out)->dict:
+    "seed → name → scores of what is done in a folder."
+    return {int(f.parent.name[5:]): read_json(f) for f in sorted(Path(out).glob('seed-*/scores.json'))}
+
+def ablation(out, plan:Plan=Plan(), seeds=(0, 1, 2), arms=ARMS, show=print)->dict:
     "The whole table; killed, the same call goes on. Returns seed → name → scores, and writes table.json."
-    results = {seed: run_seed(plan, seed, out, show=show) for seed in seeds}
+    results = {seed: run_seed(plan, seed, out, arms, show) for seed in seeds}
     table = ablation_table(results)
     show(show_table(table))
-    held = {} if plan.data else gates(results)
+    held = {} if plan.data or 'both' not in arms else gates(results)
     for name, ok in held.items(): show(f"{'held' if ok else 'NOT held'}: {name}")
     write_json(Path(out)/'table.json', dict(table=table, gates=held, plan=dataclasses.asdict(plan), results=results))
     return results
@@ -293,7 +298,7 @@ def ablation(out, plan:Plan=Plan(), seeds=(0, 1, 2), show=print)->dict:
 def main(argv=None):
     "The command line."
     parser = argparse.ArgumentParser(description='What are writing captions, filtering them, and both worth? Killed, the same command goes on.')
-    parser.add_argument('--out', default='runs/capfilt_ablation'); parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--out', default='runs/capfilt_ablation'); parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS)
     parser.add_argument('--quick', action='store_true', help='every stage in under a minute; learns nothing'); parser.add_argument('--data', help='captioned photos, whose texts are shuffled')
     parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE', help='change a field of the plan')
     args = parser.parse_args(argv)
@@ -301,4 +306,4 @@ def main(argv=None):
     logging.disable_progress_bar(); torch.set_num_threads(1)
     plan = PHOTOS if args.data else Plan()
     plan = dataclasses.replace(QUICK if args.quick else plan, data=args.data)
-    ablation(args.out, dataclasses.replace(plan, **{k: json.loads(v) for k, v in (p.split('=', 1) for p in args.set)}), args.seeds, show=lambda s: print(s, flush=True))
+    ablation(args.out, dataclasses.replace(plan, **{k: json.loads(v) for k, v in (p.split('=', 1) for p in args.set)}), args.seeds, args.arms, show=lambda s: print(s, flush=True))
