@@ -59,7 +59,7 @@ def save_task(run, folder):
     finally:
         if shown: bars.enable_progress_bar()
 
-# %% ../../nbs/training/41a_checkpoint.ipynb #9faff3b5
+# %% ../../nbs/training/41a_checkpoint.ipynb #892324e6
 def own_state(run)->dict:
     "What this process alone knows."
     pending = [(step, [str(i) for i in ids], {k: v.cpu() for k, v in losses.items()}) for step, ids, losses in run.pending]
@@ -74,7 +74,7 @@ def save(run, ranks:list=None):
     state = dict(model=run.task.state_dict(), optimizer=run.optimizer.state_dict(), ema=run.ema and run.ema.state_dict(), scaler=scaler and scaler.state_dict(),
                  sums=run.sums, seconds=run.seconds + time.time() - run.since, ranks=ranks)
     def fill(folder):
-        torch.save(state, folder/'trainer.pt')
+        with open(folder/'trainer.pt', 'wb') as f: torch.save(state, f)   # Python's own file, so that errors are the system's own
         (folder/'run.json').write_text(json.dumps(about, indent=1))
         save_task(run, folder)
     write_folder(run.out/'last', fill)

@@ -170,7 +170,7 @@ def flush(run:Run):
     write(run, dict(kind='step', epoch=run.epoch + 1, step=run.step, lr=run.lr, **means, seconds=round(seconds, 3), images_per_s=round(images / max(seconds, 1e-9), 1)))
     if run.main: run.progress.bar(run.step, f"loss {run.log[-1]['loss']:.4g}")
 
-# %% ../../nbs/training/41_loop.ipynb #a51ecf7c
+# %% ../../nbs/training/41_loop.ipynb #5324142b
 def no_number(run:Run, step:int, loss:float, names:list):
     "Raise `InputError` about a loss, with the rows of its batch in all processes."
     names = [i for part in run.watch.everyone([str(n) for n in names]) for i in part]
@@ -182,8 +182,8 @@ def no_number(run:Run, step:int, loss:float, names:list):
 def check_weights(run:Run):
     "Raise `InputError` where a weight is no number, which a gradient can do while the loss of its step was fine."
     if not (bad := spoiled(run.task)): return
-    raise InputError(f"After step {run.step} (epoch {run.epoch + 1}) {bad[0]}" + f' and {len(bad) - 1} more' * (len(bad) > 1) +
-                     f" hold something that is no number: a gradient was none. {last_words(run.out)} A lower lr or grad_clip helps, and bf16 in place of fp16.")
+    raise InputError(f"After step {run.step} (epoch {run.epoch + 1}) there are weights that are no numbers, in {bad[0]}" + f' and {len(bad) - 1} more' * (len(bad) > 1) +
+                     f": a gradient was none. {last_words(run.out)} A lower lr or grad_clip helps, and bf16 in place of fp16.")
 
 # %% ../../nbs/training/41_loop.ipynb #bbcb46a4
 def between_steps(run:Run):
@@ -195,7 +195,7 @@ def between_steps(run:Run):
     check_weights(run); save(run, ranks)
     if asked: raise Stopped(asked)
 
-# %% ../../nbs/training/41_loop.ipynb #6196e561
+# %% ../../nbs/training/41_loop.ipynb #9b3dc21b
 def groups(run:Run):
     "The batches that are left of this epoch, in lists of `accumulate`, one for each optimizer step."
     run.batches.set_epoch(run.epoch, run.batch); run.loader.generator.manual_seed(key_seed(run.recipe.seed, run.epoch))
@@ -205,7 +205,7 @@ def groups(run:Run):
         while group := list(islice(batches, run.recipe.accumulate)): yield group
     except InputError as e: raise InputError(own_words(e)) from None
     except Exception as e:
-        if reader_died(batches): raise RuntimeError(f'DataLoader worker ended ({e})') from e
+        if 'DataLoader worker' not in str(e) and reader_died(batches): raise RuntimeError(f'DataLoader worker ended while it handed over a batch, {type(e).__name__}') from e
         raise
 
 # %% ../../nbs/training/41_loop.ipynb #2c8e0f27

@@ -113,7 +113,13 @@ def recover(folder):
     if old.exists() and not folder.exists(): os.replace(new if new.exists() else old, folder)
     for p in (new, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../nbs/training/39_survival.ipynb #879c1651
+# %% ../../nbs/training/39_survival.ipynb #839db30b
+def _reason(e:BaseException):
+    "The system's own error in a chain of errors, else the last one."
+    at = e
+    while at is not None and not isinstance(at, OSError): at = at.__cause__ or at.__context__
+    return at or e
+
 def write_folder(
     folder,  # the folder to write or replace
     fill,    # function that writes everything into the empty folder it is given
@@ -127,7 +133,7 @@ def write_folder(
     except Exception as e:
         shutil.rmtree(new, ignore_errors=True)
         state = 'The one from before is still there, whole' if folder.exists() else 'There is none from before'
-        raise InputError(f"{folder} could not be written ({e}). {state}. Make room or choose another folder, then go on from there.") from e
+        raise InputError(f"{folder} could not be written ({_reason(e)}). {state}. Make room or choose another folder, then go on from there.") from e
     if folder.exists(): os.replace(folder, old)
     os.replace(new, folder)
     _to_disk(folder.parent); shutil.rmtree(old, ignore_errors=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Watch', 'Stopped', 'explain', 'reader_died', 'own_words']
 
-# %% ../../nbs/training/41b_watch.ipynb #55ee28d6
-import signal, sys, threading
+# %% ../../nbs/training/41b_watch.ipynb #3364a9dd
+import re, signal, sys, threading
 from datetime import timedelta
 import torch
 import torch.distributed as dist
@@ -57,7 +57,7 @@ class Stopped(Exception):
     @property
     def code(self)->int: return 128 + self.signal
 
-# %% ../../nbs/training/41b_watch.ipynb #c149d5f2
+# %% ../../nbs/training/41b_watch.ipynb #87e65898
 _reader = 'DataLoader worker',
 _process = 'closed by peer', 'reset by peer', 'Broken pipe', 'Timed out', 'timed out', 'gloo', 'NCCL', 'Socket'
 
@@ -65,11 +65,11 @@ def explain(error:BaseException, several:bool=False)->str:
     "A sentence for an error that another process's death caused, here or in what it was raised from; '' for any other."
     while error is not None:
         text = str(error)
-        first = text.strip().splitlines()[0][:200] if text.strip() else ''
+        first = re.sub(r'^\[[^]]*\] ?', '', (text.strip().splitlines() or [''])[0]).split('. ')[0].rstrip('. ')[:200]
         if isinstance(error, RuntimeError) and any(s in text for s in _reader) and 'Caught' not in text:
-            return f"A process that reads pictures (num_workers) died: {first.rstrip('. ')}. Most often memory ran out: take fewer num_workers, which changes nothing in what is computed."
+            return f"A process that reads pictures (num_workers) died: {first}. Most often memory ran out: take fewer num_workers, which changes nothing in what is computed."
         if several and isinstance(error, RuntimeError) and any(s in text for s in _process):
-            return f"Another process of this run is gone ({first.rstrip('. ')}). What it said last stands above, or in its own log; one that was killed says nothing."
+            return f"Another process of this run is gone ({first}). What it said last stands above, or in its own log; one that was killed says nothing."
         error = error.__cause__ or error.__context__
     return ''
 
