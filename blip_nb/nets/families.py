@@ -6,8 +6,8 @@
 __all__ = ['signs', 'family', 'flamingo_sizes', 'clip_sizes', 'flamingo_overrides', 'mouth', 'flamingo_from_checkpoint',
            'from_checkpoint', 'to_checkpoint', 'convert']
 
-# %% ../../nbs/nets/28f_families.ipynb #56808d49
-import copy, json, re
+# %% ../../nbs/nets/28f_families.ipynb #9a570755
+import json, re
 from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Blip2Config, BlipConfig, CLIPVisionConfig
@@ -123,7 +123,7 @@ def from_checkpoint(
     if language_model is not None or vision_model is not None: raise InputError("This is a checkpoint of BLIP, which is whole: language_model and vision_model are for BLIP-2 and Flamingo.")
     return checkpoints.from_checkpoint(state, config)
 
-# %% ../../nbs/nets/28f_families.ipynb #cf317fe9
+# %% ../../nbs/nets/28f_families.ipynb #eacd736a
 def to_checkpoint(
     net,                       # any of our nets
     layout:str='salesforce',   # BLIP: 'salesforce', 'lavis', 'mmpretrain', 'hf'; BLIP-2: 'lavis', 'mmpretrain', 'hf'; Flamingo: 'open_flamingo'
@@ -133,8 +133,10 @@ def to_checkpoint(
     "A net under another program's names. Raises `InputError` where that program has no such network."
     if isinstance(net, FlamingoForConditionalGeneration):
         if layout != 'open_flamingo': raise InputError(f"A Flamingo goes back to the layout 'open_flamingo' (or into a folder, by save_pretrained), not to {layout!r}.")
-        net = copy.deepcopy(net); net.token_rows.give(net.language_model)                       # the learned rows, where the others look for them
-        layers, own = decoder_layers(net.language_model), net.state_dict()
+        layers, own, rows = decoder_layers(net.language_model), dict(net.state_dict()), net.token_rows
+        for mine, table in zip((rows.input, rows.output), rows.tables(net.language_model)):       # the learned rows, where the others look for them
+            name = next(f'language_model.{n}.weight' for n, m in net.language_model.named_modules() if m is table)
+            own[name] = own[name].clone(); own[name][rows.ids] = (rows.input if mine is None else mine).detach().to(own[name])
         kept = {k: v for k, v in own.items() if k.startswith(('resampler.', 'gated_blocks.')) or re.search(r'embed|wte|lm_head', k) and k.startswith('language_model.')}
         return to_open_flamingo(kept, next(n for n, m in net.language_model.named_modules() if m is layers))
     if hasattr(net, 'query_tokens'): return blip2_to_checkpoint(net, layout)
