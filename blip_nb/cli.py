@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['train_examples', 'pictures_in', 'run_caption', 'run_ask', 'tell_hits', 'run_search', 'run_match', 'run_evaluate',
-           'run_capfilt', 'run_demo', 'add_readers', 'run_convert', 'run_models', 'train_arguments', 'make_parser',
-           'main']
+           'run_training', 'run_capfilt', 'run_demo', 'add_readers', 'run_convert', 'run_models', 'train_arguments',
+           'make_parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #e9af620e
+# %% ../nbs/70_cli.ipynb #b1892303
 import argparse, json, sys
 from pathlib import Path
 from .core import InputError
 from .train_command import recipe_changes, run_train
+from .train_language import run_language
 
 # %% ../nbs/70_cli.ipynb #0351ad90
 def pictures_in(paths:list)->list:
@@ -92,7 +93,7 @@ def run_match(args):
     scores = match(task, args.image, args.texts, args.head)[0].tolist()
     for s, t in sorted(zip(scores, args.texts), reverse=True): print(json.dumps(dict(text=t, score=round(s, 4))) if args.json else f'{s:.3f}\t{t}')
 
-# %% ../nbs/70_cli.ipynb #efa49a06
+# %% ../nbs/70_cli.ipynb #afe479f1
 def run_evaluate(args):
     "Score a model on a split; predictions, the official file and the page go to --out. The same call goes on where a killed one stood."
     import os, torch
@@ -118,6 +119,10 @@ def run_evaluate(args):
     if int(os.environ.get('RANK', 0)): return
     print(json.dumps({k: round(v, 4) for k, v in scores.items()}) if args.json else scores)
     if not args.json: print(*(f'wrote {f}' for f in scores.files), sep='\n')
+
+def run_training(args):
+    "Train a task of BLIP's, or of another family's."
+    return run_train(args) if args.family == 'blip' else run_language(args)
 
 def run_capfilt(args):
     "Write and filter captions."
@@ -178,7 +183,7 @@ def train_arguments(data, changes, overwrite, on_error, device)->tuple:
         ('--split', dict(default='train', help='rows to train on')), ('--val-split', dict(help='rows to validate on')),
         ('--prompt', dict(help='words before every caption')), ('--resume', dict(action='store_true', help='go on where a stopped run in --out ended')), overwrite, on_error, device)
 
-# %% ../nbs/70_cli.ipynb #cf3bbd79
+# %% ../nbs/70_cli.ipynb #5dc467ec
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -195,7 +200,7 @@ def make_parser()->argparse.ArgumentParser:
         ('images', dict(nargs='+', help='files or folders')), ('--model', dict(required=True, help='folder or hub name of a captioner')), ('--num-captions', dict(type=int, default=1)),
         ('--prompt', dict(help='words to begin with')), beams, ('--sample', dict(action='store_true', help='nucleus sampling in place of beams')), ('--top-p', dict(type=float, default=.9)),
         ('--json', dict(action='store_true', help='a JSON line per picture')), on_error, device)
-    command('train', run_train, 'Train a task on pictures with captions, questions, sentences, boxes or labels.', train_examples, *train_arguments(data, changes, overwrite, on_error, device))
+    command('train', run_training, 'Train a task on pictures with captions, questions, sentences, boxes or labels.', train_examples, *train_arguments(data, changes, overwrite, on_error, device))
     command('ask', run_ask, 'Ask questions of a picture or a video.', 'blip_nb ask beach.jpg "what is the dog doing?" --model Salesforce/blip-vqa-base --num-answers 3',
         ('image', dict(help='a picture, or a video (with --frames)')), ('questions', dict(nargs='+', metavar='question', help='what to ask')), ('--model', dict(required=True, help='folder, file or name of a model that answers')),
         ('--num-answers', dict(type=int, default=1, help='so many answers, the best first')), ('--candidates', dict(help='a file with one allowed answer per line: the best of them is chosen')), ('--frames', dict(type=int, help='look at so many frames of a video')),

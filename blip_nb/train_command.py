@@ -161,12 +161,9 @@ def report(args, log, rows, val, out):
     if scores and val is not None and (blind := blind_scores(args.task, rows, val)): print('without looking: ' + '  '.join(f'{k} {v:.4g}' for k, v in blind.items()))
     print(f"Trained in {sum(r['seconds'] for r in log.epochs)/60:.1f} minutes. The last weights are in {out}/last" + (f', the best in {out}/best.' if log.best else '.'))
 
-# %% ../nbs/70a_train_command.ipynb #4070531c
+# %% ../nbs/70a_train_command.ipynb #0132b1f7
 def run_train(args):
     "Train a task; new, or from a checkpoint."
-    if getattr(args, 'family', 'blip') != 'blip':
-        from blip_nb.train_language import run_language
-        return run_language(args)
     from blip_nb.core import has_bf16, pick_device
     from blip_nb.data.text import CleanCaptions, clean_caption
     from blip_nb.small import texts_in
