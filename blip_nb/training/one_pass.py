@@ -20,7 +20,7 @@ from ..evaluation.index import SHARD, Index, thumbnail_bytes
 from ..evaluation.nearest import check_vectors
 from ..evaluation.shards import ID, THUMBNAIL, VECTOR, read_json, write_json, write_whole, writing
 
-# %% ../../nbs/training/44_one_pass.ipynb #634028c7
+# %% ../../nbs/training/44_one_pass.ipynb #f6a5eced
 def _opened(rows):
     "`ShardRows` of paths; a `datasets.Dataset` with its pictures undecoded, so that a broken one is its row's trouble; anything else as it is."
     if isinstance(rows, (str, Path)) or isinstance(rows, (list, tuple)) and rows and all(isinstance(r, (str, Path)) for r in rows): return ShardRows(rows)
@@ -28,17 +28,19 @@ def _opened(rows):
         return rows.cast_column('image', optional_import('datasets').Image(decode=False))
     return rows
 
+# %% ../../nbs/training/44_one_pass.ipynb #f4dd2bdd
 def blocks_of(rows, size:int)->list:
     "[first, last + 1) of every block of at most `size` rows; none goes over the border of two shards. None for rows that cannot be counted."
     if not hasattr(rows, '__len__') or not hasattr(rows, '__getitem__'): return None
     borders = rows.starts.tolist() if isinstance(rows, ShardRows) else [0, len(rows)]
     return [(a, min(a + size, end)) for start, end in pairwise(borders) for a in range(start, end, size)]
 
-# %% ../../nbs/training/44_one_pass.ipynb #1322c24f
+# %% ../../nbs/training/44_one_pass.ipynb #ada4b922
 AHEAD = 4   # threads that read
 
 def _decoded(image): return [read_image(p) for p in image] if isinstance(image, (list, tuple)) else read_image(image)
 
+# %% ../../nbs/training/44_one_pass.ipynb #f94e43a9
 def _look(rows, i, row=None):
     "(row ready for work, None) or (None, what is wrong with it)"
     name = i
@@ -51,6 +53,7 @@ def _look(rows, i, row=None):
         return {**row, 'image': _decoded(image)}, None
     except InputError as e: return None, {ID: str(name), 'row': i, 'reason': str(e)}
 
+# %% ../../nbs/training/44_one_pass.ipynb #4b8e46e2
 def _ahead(rows, numbered):
     "What `_look` says of every (number, row or None), in order, a few ahead."
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -60,11 +63,12 @@ def _ahead(rows, numbered):
             if len(waiting) > 4 * AHEAD: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-# %% ../../nbs/training/44_one_pass.ipynb #299cffd7
+# %% ../../nbs/training/44_one_pass.ipynb #d2b38689
 def _value(v):
     if torch.is_tensor(v): v = v.detach().float().cpu().numpy() if v.is_floating_point() else v.detach().cpu().numpy()
     return v.tolist() if isinstance(v, np.ndarray) and v.ndim != 1 else v
 
+# %% ../../nbs/training/44_one_pass.ipynb #1b9f5bf8
 def _results(work, rows):
     "What `work` makes of rows: dicts with an image_id."
     results = list(work(rows))
@@ -72,6 +76,7 @@ def _results(work, rows):
         if not isinstance(r, dict) or ID not in r: raise InputError(f"`work` returns dicts with an {ID!r}, any number for a row; got {r!r:.200}.")
     return results
 
+# %% ../../nbs/training/44_one_pass.ipynb #05cf11c8
 def _table(results, about):
     "The results of a block as a pyarrow table that knows its statistics."
     pa, columns = optional_import('pyarrow', why='Writing Parquet files'), {}
@@ -81,8 +86,17 @@ def _table(results, about):
             raise InputError(f"The column {name!r} of the results cannot be stored ({e}). Give all rows values of one plain kind: numbers, texts, bytes, vectors, or lists of them.") from e
     return pa.table(columns).replace_schema_metadata({b'one_pass': json.dumps(about).encode()})
 
-def block_path(out, block:int)->Path: return Path(out)/f'{block:08d}.parquet'
+# %% ../../nbs/training/44_one_pass.ipynb #0d34be11
+def block_path(out, block:int)->Path:
+    "The file that a block's results are in."
+    return Path(out)/f'{block:08d}.parquet'
 
+def _written(table, path):
+    pq = optional_import('pyarrow.parquet', why='Writing Parquet files')
+    try: write_whole(path, lambda new: pq.write_table(table, new, write_page_checksum=True))
+    except OSError as e: raise InputError(f"{path} could not be written ({e}). The blocks that are done stay good: make room, then call the same again.") from e
+
+# %% ../../nbs/training/44_one_pass.ipynb #a0682cdc
 def run_block(
     rows,            # what `_ahead` looks at
     block:int,       # its number
@@ -94,7 +108,7 @@ def run_block(
     seen=lambda n: None, # is told of every n rows
 )->dict:             # rows, results, skipped (a list), seconds
     "Take one block through `work` and write its results in one stroke."
-    pq, begun, batch, results, skipped, n = optional_import('pyarrow.parquet', why='Writing Parquet files'), time.time(), [], [], [], 0
+    begun, batch, results, skipped, n = time.time(), [], [], [], 0
     for row, trouble in _ahead(rows, numbered):
         n += 1; seen(1)
         if trouble and on_error == 'raise': raise InputError(f"Row {trouble['row']} (image_id {trouble[ID]!r}): {trouble['reason']} To leave such rows out and list them, pass on_error='skip'.")
@@ -103,11 +117,10 @@ def run_block(
         if len(batch) == batch_size: results += _results(work, batch); batch = []
     if batch: results += _results(work, batch)
     about = dict(rows=n, results=len(results), skipped=skipped, seconds=round(time.time() - begun, 3))
-    table = _table(results, about)
-    write_whole(block_path(out, block), lambda new: pq.write_table(table, new, write_page_checksum=True))
+    _written(_table(results, about), block_path(out, block))
     return about
 
-# %% ../../nbs/training/44_one_pass.ipynb #8cc3c787
+# %% ../../nbs/training/44_one_pass.ipynb #470742e9
 def _same_pass(out, **about):
     "Note in `out` what it belongs to; `InputError` where it belongs to something else."
     there = read_json(out/'pass.json') or about
@@ -115,6 +128,7 @@ def _same_pass(out, **about):
         raise InputError(f"{out} holds the results of another pass: {', '.join(other)}. Choose another folder, or remove this one to start anew.")
     if not (out/'pass.json').exists(): write_json(out/'pass.json', about)
 
+# %% ../../nbs/training/44_one_pass.ipynb #becab64a
 def _digest(rows):
     "16 hex digits of what the rows are, as far as can be said without reading them."
     if isinstance(rows, ShardRows): what = [[Path(p).name for p in rows.paths], rows.starts.tolist()]
@@ -122,6 +136,7 @@ def _digest(rows):
     else: what = [len(rows), [str(r.get(ID)) for r in rows]] if isinstance(rows, (list, tuple)) else 'stream'
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=8).hexdigest()
 
+# %% ../../nbs/training/44_one_pass.ipynb #71561896
 def _numbered(rows, blocks, size):
     "(block, its numbered rows) of all blocks, in order; `rows` is gone through where it cannot be counted."
     if blocks is not None: yield from ((b, ((i, None) for i in range(*span))) for b, span in enumerate(blocks)); return
@@ -159,11 +174,12 @@ def one_pass(
     seconds = time.time() - begun
     return pass_statistics(out) | dict(done=done, seconds=round(seconds, 3), per_second=round(done / seconds, 1))
 
-# %% ../../nbs/training/44_one_pass.ipynb #533dbed3
+# %% ../../nbs/training/44_one_pass.ipynb #ab16892b
 def _files(out):
     if not (files := sorted(Path(out).glob('*.parquet'))) and not (Path(out)/'pass.json').exists(): raise InputError(f"There are no results of one_pass in {out}.")
     return files
 
+# %% ../../nbs/training/44_one_pass.ipynb #d7050e7e
 def pass_statistics(
     out,      # folder of the results
 )->dict:      # blocks, rows, results, skipped (numbers)
@@ -174,11 +190,13 @@ def pass_statistics(
         for k, v in dict(blocks=1, rows=about['rows'], results=about['results'], skipped=len(about['skipped'])).items(): total[k] += v
     return total
 
+# %% ../../nbs/training/44_one_pass.ipynb #fb9e99c7
 def skipped_rows(out)->list:
     "image_id, row and reason of every row that could not be read."
     pq = optional_import('pyarrow.parquet')
     return [s for path in _files(out) for s in json.loads(pq.read_metadata(path).metadata[b'one_pass'])['skipped']]
 
+# %% ../../nbs/training/44_one_pass.ipynb #8bd383ac
 def read_pass(
     out,          # folder of the results
     columns=None, # names of those wanted; None: all
@@ -190,7 +208,7 @@ def read_pass(
             wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
             for batch in file.iter_batches(1024, columns=wanted): yield from batch.to_pylist()
 
-# %% ../../nbs/training/44_one_pass.ipynb #73d15512
+# %% ../../nbs/training/44_one_pass.ipynb #7367aec6
 def embedding_work(
     embed,             # function: list of PIL pictures → (n, width) array or tensor, each of length 1
     thumbnail:int=128, # pixels of the longer side; 0 for none
@@ -202,6 +220,7 @@ def embedding_work(
         return [{ID: r[ID], VECTOR: v, THUMBNAIL: thumbnail_bytes(r['image'], thumbnail), **{k: r.get(k) for k in keep}} for r, v in zip(rows, vectors)]
     return work
 
+# %% ../../nbs/training/44_one_pass.ipynb #86d5d85d
 def index_of_pass(
     out,         # folder of the results of `embedding_work`
     folder,      # for the index
@@ -216,7 +235,7 @@ def index_of_pass(
     if index is None: raise InputError(f"There is not one vector in {out}: no index was made.")
     return index
 
-# %% ../../nbs/training/44_one_pass.ipynb #b0ca9a40
+# %% ../../nbs/training/44_one_pass.ipynb #3677462f
 class _RayWorker:
     "Takes blocks through the work, in a process of Ray's."
     def __init__(self, shards, make_work, out, batch_size, on_error, block_rows):
@@ -226,6 +245,7 @@ class _RayWorker:
         b = int(row['block'])
         return dict(block=b, rows=run_block(self.rows, b, ((i, None) for i in range(*self.blocks[b])), self.work, *self.rest)['rows'])
 
+# %% ../../nbs/training/44_one_pass.ipynb #ba17d1be
 def ray_pass(
     shards,            # as for `one_pass`, but no stream
     make_work,         # function without arguments that returns the work
