@@ -38,10 +38,10 @@ def small_stage_one(
     options = dict(max_txt_len=size.max_tokens, topk=32, seed=seed, generation=dict(num_beams=1), data_preprocessor=dict(standardize=size.standardize)) | options
     return Blip2Pretrain.from_net(net, tokenizer, **options)
 
-# %% ../nbs/68b_small_blip2.ipynb #4ab6352b
+# %% ../nbs/68b_small_blip2.ipynb #f1465be2
 _drawn = Recipe(lr=1e-3, warmup=100, betas=(.9, .98), ema=.99, amp='bf16', augment=None, eval_every=0, captions_per_image=3, source="drawn world, from nothing on two cores")
 DESCRIBE = _drawn.but(epochs=8, batch_size=32)
-STAGE_ONE = _drawn.but(epochs=8, batch_size=64, warmup=50)
+STAGE_ONE = _drawn.but(epochs=10, batch_size=64, warmup=50)
 
 # %% ../nbs/68b_small_blip2.ipynb #837e615d
 def train_stage_one(

@@ -86,7 +86,7 @@ class _Stages(_StageOne):
         options = dict(frozen_stages=len(self.net.vision_model.encoder.layers), data_preprocessor=self.transform()) | options
         return Blip2Caption(None, language_model, self.net, tokenizer=tokenizer, **options)
 
-# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #fac0549e
+# %% ../../nbs/tasks/32d_blip2_pretrain.ipynb #3352d685
 class Blip2Pretrain(_Stages):
     "Contrast, matching and description with one Q-Former, or with `stage=2` a `Blip2Caption` whose tower is frozen. Source: arXiv 2301.12597."
     def __new__(cls, vision_backbone=None, text_backbone=None, multimodal_backbone=None, vision_neck=None, text_neck=None, tokenizer=None, *args, stage:int=1, **options):
@@ -113,8 +113,7 @@ class Blip2Pretrain(_Stages):
         all_ranks:bool=True,           # gradients and means over all processes; False: as published
         frozen_stages:int=None,        # layers of the tower that do not train; −1: none; None: as its dict says
         losses:tuple=None,             # of 'itc', 'itm', 'lm'; None: all three
-        topk:int=256,                  # candidates that `validate` looks at
-        fast_match:bool=False,         # `validate` goes by cosine
+        topk:int=256, fast_match:bool=False,  # candidates that `validate` looks at; it goes by cosine alone
         seed:int=0,                    # of the drawn negatives
         generation:dict=None,          # defaults of `predict` beside num_beams=3
         stage:int=1,                   # 2: a `Blip2Caption` of these parts, and of `Blip2Caption`'s options

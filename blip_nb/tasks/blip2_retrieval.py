@@ -134,7 +134,7 @@ class _Losses(BlipTask):
         tower = self.net.vision_model
         if stages >= 0: [m.requires_grad_(False) for m in (tower.embeddings, *tower.encoder.layers[:stages])]
 
-# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #a74dbc65
+# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #3444e068
 class _Features(_Losses):
     "Features and scores."
     @torch.no_grad()
@@ -171,7 +171,7 @@ class _Features(_Losses):
         with evaluating(self): pairs = rerank(Looking(self.net), lambda i: image_embeds[i], pairs, text_ids, text_mask)
         return {w: matrix(pairs, w).to(image_feat.device) for w in ways}
 
-    compute_score_matrix_i2t, compute_score_matrix_t2i = BlipRetrieval.compute_score_matrix_i2t, BlipRetrieval.compute_score_matrix_t2i   # the same, given `scores`
+    compute_score_matrix_i2t, compute_score_matrix_t2i, predict_all = BlipRetrieval.compute_score_matrix_i2t, BlipRetrieval.compute_score_matrix_t2i, BlipRetrieval.predict_all   # the same, given `scores`
 
 # %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #31006be3
 def feature_batches(task, rows, ids, mask, batch_size:int, memory:float, keep, paths=(None, None))->tuple:
@@ -274,7 +274,7 @@ class _StageOne(_Features):
         if not hasattr(self.net, 'cls'): self.options['temperature'] = temperature
         self.freeze(frozen_stages); self.to(self.device)
 
-# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #a7e48412
+# %% ../../nbs/tasks/32c_blip2_retrieval.ipynb #df99d40c
 class Blip2Retrieval(_StageOne):
     "Search in both directions, with the parameters of mmpretrain's task of this name. Source: arXiv 2301.12597."
     default_mode = 'tensor'
@@ -291,8 +291,7 @@ class Blip2Retrieval(_StageOne):
         topk:int=256,                  # candidates that are looked at
         data_preprocessor=None,        # dict with mean, std, to_rgb; None: CLIP's
         init_cfg=None,                 # dict(type='Pretrained', checkpoint=…)
-        *, max_txt_len:int=32,         # tokens
-        label_smoothing:float=.1,      # of the contrast and of the words
+        *, max_txt_len:int=32, label_smoothing:float=.1,  # tokens; smoothing of the contrast and of the words
         all_ranks:bool=True,           # gradients and means over all processes; False: as published, other processes' keys without gradient and the mean of means
         frozen_stages:int=None,        # layers of the tower that do not train; −1: none; None: as its dict says
         losses:tuple=None,             # of 'itc', 'itm', 'lm'; None: all that the net can
@@ -308,5 +307,5 @@ class Blip2Retrieval(_StageOne):
         super().__init__(net, tokenizer, data_preprocessor, init_cfg, device)
         self.prepare(temperature, frozen_stages, vision_backbone, losses, fast_match=fast_match, topk=topk, max_txt_len=max_txt_len, label_smoothing=label_smoothing, all_ranks=all_ranks, seed=seed)
 
-    predict_all, predict = BlipRetrieval.predict_all, BlipRetrieval.predict   # they call `extract_feat` and `scores`
+    predict = BlipRetrieval.predict   # it calls `extract_feat` and `predict_all`
     def validate(self, rows, **options)->dict: return validate_queries(self, rows, **options)
