@@ -6,12 +6,12 @@
 __all__ = ['KINDS', 'KEEP', 'find_shards', 'tar_places', 'TarShard', 'ParquetShard', 'ShardRows', 'rows_between', 'BlockBatches',
            'Stream']
 
-# %% ../../nbs/data/16_streams.ipynb #37486f2c
+# %% ../../nbs/data/16_streams.ipynb #092b9afe
 import glob, io, json, os, re, tarfile, threading
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np, torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..core import InputError, generator, optional_import
 from .datasets import CAPTION_COLUMNS, SUFFIXES, _columns, _texts
 from .images import read_image
@@ -182,7 +182,7 @@ class _Joined(Dataset):
         row = self.raw(i)
         return {**row, 'image': read_image(row['image'])}
 
-# %% ../../nbs/data/16_streams.ipynb #5bd1cbc1
+# %% ../../nbs/data/16_streams.ipynb #6dec69b3
 class ShardRows(_Joined):
     "Rows of tars and Parquet files by number: image (PIL, RGB), image_id, gt_caption (list), and what else there is."
     def __init__(
@@ -196,18 +196,19 @@ class ShardRows(_Joined):
         if on_error not in ('next', 'raise'): raise InputError(f"on_error is 'next' or 'raise'; got {on_error!r}.")
         super().__init__(shards, image_column, caption_column)
         self.on_error, self.skipped, self.order = on_error, skipped, order or {}
-        self.counter = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.counter = torch.zeros(257, dtype=torch.int64).share_memory_()   # one for each worker, so that none overwrites another's
     @property
     def broken(self)->int:
         "How often a row could not be read so far, here and in the workers of this process."
-        return int(self.counter)
+        return int(self.counter.sum())
     def batches(self, batch_size:int, seed:int=0, rank:int=0, world:int=1, **order):
         "`BlockBatches` of these rows; `fit` asks for them."
         return BlockBatches(self.starts, batch_size, seed, rank, world, **{**self.order, **order})
 
     def count(self, i:int, reason):
         "Note that row `i` could not be read."
-        self.counter += 1
+        worker = get_worker_info()
+        self.counter[1 + worker.id % 256 if worker else 0] += 1
         if not self.skipped: return
         line = json.dumps(dict(shard=self.paths[self.place(i)[0]], row=self.place(i)[1], reason=str(reason))) + '\n'
         with open(self.skipped, 'a', encoding='utf-8') as f: f.write(line)
