@@ -22,7 +22,8 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'nets.blip2': 'Blip2Model Blip2ForConditionalGeneration',
     'nets.blip2_retrieval': 'Blip2ForImageTextRetrieval',
     'nets.flamingo': 'FlamingoForConditionalGeneration',
-    'nets.checkpoints': 'from_checkpoint to_checkpoint training_state convert',
+    'nets.checkpoints': 'training_state',
+    'nets.families': 'from_checkpoint to_checkpoint convert',
     'nets.zoo': 'load list_models',
     'tasks.caption': 'BlipCaption',
     'tasks.pretrain': 'BlipPretrain',
@@ -32,6 +33,8 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'tasks.grounding': 'BlipGrounding',
     'tasks.classification': 'BlipClassification zero_shot',
     'tasks.blip2': 'Blip2Caption Blip2VQA',
+    'tasks.blip2_retrieval': 'Blip2Retrieval',
+    'tasks.blip2_pretrain': 'Blip2Pretrain',
     'tasks.flamingo': 'Flamingo',
     'tasks.features': 'extract_features match',
     'tasks.find': 'find index_pictures',
@@ -43,6 +46,8 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'evaluation.runners': 'evaluate',
     'training.recipes': 'Recipe',
     'training.loop': 'fit',
+    'training.one_pass': 'one_pass',
+    'training.capfilt': 'capfilt',
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names.split()}
 _rooms = 'core data nets tasks evaluation training visual'.split()

@@ -16,7 +16,7 @@ FLOOR = {
     "nets.blip2": 5, "nets.blip2_retrieval": 5, "nets.flamingo": 5,
     "nets.keys_blip2": 2, "nets.checkpoints_blip2": 7,
     "nets.checkpoints": 6,  # it builds all of the nets
-    "nets.zoo": 7,
+    "nets.zoo": 9,
     "evaluation.ptb": 1, "evaluation.intervals": 1, "evaluation.results": 1, "evaluation.recall": 2, "evaluation.answers": 2, "evaluation.captions": 2, "evaluation.adapters": 3,
     "data.rowfile": 1, "evaluation.record": 1, "evaluation.shards": 1, "evaluation.nearest": 1, "evaluation.index": 2, "evaluation.search": 3, "evaluation.engines": 3, "evaluation.qdrant": 4,
     "evaluation.official": 2, "evaluation.cases": 12, "evaluation.report": 13, "evaluation.runners": 14,  # they judge what tasks predicted
@@ -25,8 +25,16 @@ FLOOR = {
     "tasks.pretrain": 9, "tasks.blip2": 12, "tasks.likelihood": 6, "tasks.shots": 8, "tasks.flamingo_parts": 9, "tasks.lessons": 10, "tasks.flamingo": 12, "tasks.rerank": 6, "tasks.retrieval": 10, "tasks.features": 11, "tasks.find": 12,  # retrieval uses the parts of pretrain's step
     "tasks.boxes": 8, "tasks.grounding": 9, "tasks.ranking": 10, "tasks.vqa": 11, "tasks.nlvr": 10, "tasks.classification": 12,  # ranking and the like share what pre-training made
     "training.survival": 6, "training.recipes": 6,  # both read by the loop
-    "training.loop": 7,
-    "small": 13, "demo": 14, "train_command": 14, "cli": 15,
+    "training.loop": 8,
+    "data.streams": 3,
+    "nets.families": 8,
+    "small_blip2": 15,
+    "small_flamingo": 14,
+    "small_language": 16,
+    "tasks.blip2_pretrain": 14, "tasks.blip2_retrieval": 13, "tasks.stage_one": 11,
+    "train_language": 17,
+    "training.ablation": 15, "training.callbacks": 7, "training.capfilt": 14, "training.capfilt_report": 3, "training.checkpoint": 7, "training.launch": 9, "training.one_pass": 4, "training.options": 7, "training.schedules": 1, "training.watch": 1,
+    "small": 13, "demo": 14, "train_command": 14, "cli": 18,
 }
 # Not to be imported when a module loads: the author's tools, and what a GPU machine with torch and transformers need not have.
 LAZY = {"datasets", "evaluate", "matplotlib", "ipywidgets", "IPython", "nbdev", "fastcore", "execnb", "accelerate", "torchvision",
