@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['check_launch', 'as_before', 'why_not', 'launch']
 
-# %% ../../nbs/training/43_launch.ipynb #68b8e85c
-import logging, os, socket, tempfile, traceback
-from contextlib import contextmanager
+# %% ../../nbs/training/43_launch.ipynb #79037f5a
+import io, logging, os, socket, sys, tempfile, traceback
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 import torch
 from ..core import InputError, optional_import
 
-# %% ../../nbs/training/43_launch.ipynb #3cfa52d0
-def _here(rank_folder, fn, threads, *args):
+# %% ../../nbs/training/43_launch.ipynb #c674ca9d
+def _here(folder, fn, threads, out, *args):
     "What one process does: run, keep the result or the error in a file, and leave the group in order."
+    sys.stdout = out                                        # the copy's own is where accelerate's greeting goes
     torch.set_num_threads(threads)
     from blip_nb.training.loop import leave
-    mine = Path(rank_folder)/os.environ['RANK']
+    mine = Path(folder)/os.environ['RANK']
     try:
         torch.save(fn(*args), mine.with_suffix('.pt'))
         if torch.distributed.is_initialized(): torch.distributed.barrier()
@@ -35,14 +36,17 @@ def check_launch(fn, processes:int):
         if torch.cuda.is_initialized(): raise InputError("This notebook has used a GPU already, and processes made from it could not: restart the kernel, and call launch before anything goes onto the GPU.")
         if processes > torch.cuda.device_count(): raise InputError(f"There are {torch.cuda.device_count()} GPUs for {processes} processes: each needs its own.")
 
-# %% ../../nbs/training/43_launch.ipynb #517ebbe0
+# %% ../../nbs/training/43_launch.ipynb #c9821135
 @contextmanager
 def as_before():
     "The environment's variables as they were, when the block is left; inside, torch's own long report of a failure is not printed."
-    kept, log = dict(os.environ), logging.getLogger('torch.distributed.elastic')
-    level = log.level; log.setLevel(logging.CRITICAL + 1)
+    kept, logs = dict(os.environ), [logging.getLogger(n) for n in ('torch.distributed.elastic', 'torch.multiprocessing.spawn')]
+    levels = [log.level for log in logs]
+    for log in logs: log.setLevel(logging.CRITICAL + 1)
     try: yield
-    finally: os.environ.clear(); os.environ.update(kept); log.setLevel(level)
+    finally:
+        os.environ.clear(); os.environ.update(kept)
+        for log, level in zip(logs, levels): log.setLevel(level)
 
 def why_not(folder, processes:int):
     "What the first process that failed had to say, as an error."
@@ -51,7 +55,7 @@ def why_not(folder, processes:int):
     name, message, trace = torch.load(found[0], weights_only=False)
     return (InputError if name == 'InputError' else RuntimeError)(f"Process {found[0].stem} of {processes} failed with {name}: {message}\n\n{trace}")
 
-# %% ../../nbs/training/43_launch.ipynb #e63d5933
+# %% ../../nbs/training/43_launch.ipynb #8f1a1179
 def launch(
     fn,               # a function, from the notebook or from anywhere; what it returns must be storable by torch.save
     processes:int=2,  # on the CPU any number; at most one for each GPU
@@ -63,8 +67,10 @@ def launch(
     if processes == 1: return [fn(*args)]
     accelerate = optional_import('accelerate', why='launch')
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)            # what an earlier run in this kernel left
+    out = sys.stdout
     with tempfile.TemporaryDirectory() as folder, as_before(), socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1]); s.close()
-        try: accelerate.notebook_launcher(_here, (folder, fn, threads, *args), num_processes=processes, use_port=port)
+        try:
+            with redirect_stdout(io.StringIO()): accelerate.notebook_launcher(_here, (folder, fn, threads, out, *args), num_processes=processes, use_port=port)
         except Exception as e: raise why_not(folder, processes) from e
         return [torch.load(Path(folder)/f'{r}.pt', weights_only=False) for r in range(processes)]
