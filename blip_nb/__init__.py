@@ -10,6 +10,7 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'data.video': 'read_video',
     'data.published': 'load_published',
     'data.tables': 'load_rows',
+    'data.streams': 'ShardRows Stream',
     'nets.vision': 'BlipConfig BlipVisionModel',
     'nets.text': 'BlipTextModel BlipTextLMHeadModel',
     'nets.blip': 'BlipModel BlipForConditionalGeneration BlipForImageTextRetrieval BlipForQuestionAnswering',
@@ -46,7 +47,7 @@ _names_of = {  # module -> the names that `blip_nb` offers from it
     'evaluation.runners': 'evaluate',
     'training.recipes': 'Recipe',
     'training.loop': 'fit',
-    'training.one_pass': 'one_pass',
+    'training.one_pass': 'one_pass read_pass',
     'training.capfilt': 'capfilt',
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names.split()}
