@@ -315,7 +315,7 @@ def fit(
     finally: lock.release()
     return run.log
 
-# %% ../../nbs/training/41_loop.ipynb #6be3a621
+# %% ../../nbs/training/41_loop.ipynb #dc3aa90b
 def go(run:Run, again:str):
     "From where the run stands to its end, or to what ends it before; `again`: how to go on then."
     run.progress = Progress(run.recipe.epochs * run.per_epoch, run.step, run.show)
@@ -336,6 +336,6 @@ def go(run:Run, again:str):
 def interrupted(run:Run, e:BaseException, again:str):
     "Tell the user what is there after a stop, and how to go on. Ends the process where it was SIGTERM that asked."
     if run.main: recover(run.out/'last'); recover(run.out/'best')
-    run.log.interrupted, run.log.message = True, f"Stopped in epoch {min(run.epoch + 1, run.recipe.epochs)} ({e or 'Ctrl-C'}). {last_words(run.out)} To go on: {again}"
+    run.log.interrupted, run.log.message = True, f"Stopped in epoch {min(run.epoch + 1, run.recipe.epochs)} ({str(e) or 'Ctrl-C'}). {last_words(run.out)} To go on: {again}"
     if run.main: print('\n' + run.log.message, flush=True)
     if isinstance(e, Stopped) and e.signal == signal.SIGTERM: raise SystemExit(e.code)
