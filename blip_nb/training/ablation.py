@@ -25,7 +25,7 @@ from .loop import fit
 from .recipes import Recipe
 from .survival import recover, write_folder
 
-# %% ../../nbs/training/42b_ablation.ipynb #b608c1a4
+# %% ../../nbs/training/42b_ablation.ipynb #525e6282
 @dataclass(frozen=True)
 class Plan:
     "Sizes and budgets of an ablation. Every arm has the same steps and batch."
@@ -35,7 +35,7 @@ class Plan:
     noise:float=.4       # share of wrong web texts
     steps:int=200        # of every pre-training
     tune:int=60          # of the captioner's fine-tuning
-    tune_filter:int=120  # of the filter's
+    tune_filter:int=200  # of the filter's
     batch_size:int=32
     lr:float=2e-3
     data:str=None        # captioned photos in place of the drawn world
@@ -51,11 +51,11 @@ QUICK = Plan(web=96, human=32, val=32, steps=8, tune=4, tune_filter=4)
 PHOTOS = Plan(human=200, val=200, image=64, width=96, depth=3, text_depth=2, web=1500, steps=800, tune=200, tune_filter=400, lr=1e-3)
 ARMS = 'nothing', 'filter', 'captioner', 'both', 'both, beams'
 
-# %% ../../nbs/training/42b_ablation.ipynb #b3980132
+# %% ../../nbs/training/42b_ablation.ipynb #87b0a5e9
 def drawn_level()->str:
     "The drawn world's level of one large object, 16 kinds."
     from blip_nb.data.shapes import COLOURS, LEVELS, SHAPES, Level
-    LEVELS.setdefault('single', Level(1, tuple(COLOURS)[:4], tuple(SHAPES)[:4], {'medium': (.22, .28)}))
+    LEVELS.setdefault('single', Level(1, tuple(COLOURS)[:8], ('square', 'star'), {'medium': (.22, .28)}))
     return 'single'
 
 def kept_row(r:dict, texts:list, **more)->dict: return dict(image=np.asarray(r['image']), image_id=r['image_id'], gt_caption=texts, **more)

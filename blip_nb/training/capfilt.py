@@ -212,7 +212,7 @@ def make_part(rows:WebRows, k:int, path, captioner, judge, s:CapFiltSettings):
         if rows.on_error == 'raise' and (bad := next((r for r in done if r['error']), None)): raise InputError(f"image_id {bad['image_id']!r}: {bad['error']} To go on without such pictures, pass on_error='skip'.")
     write_part(path, done, rows.kind)
 
-# %% ../../nbs/training/42_capfilt.ipynb #371f05f5
+# %% ../../nbs/training/42_capfilt.ipynb #1d998bc5
 def ready(task, kind:str, device):
     "A task from a name, or the task itself, in evaluation mode; None stays None."
     if isinstance(task, (str, os.PathLike)):
@@ -224,7 +224,7 @@ def ready(task, kind:str, device):
 def noted(rows, captioner, judge, s:CapFiltSettings)->dict:
     "What a folder belongs to; of the rows, some in even distances say which they are."
     seen = [rows[i] for i in range(0, len(rows), max(1, len(rows)//64))]
-    return dict(rows=f"{len(rows)} {digest_of([[r['image_id'], r['texts']] for r in seen])}", captioner=captioner and f'{type(captioner).__name__} {weights_digest(captioner.net)}', filter=judge and f'{type(judge).__name__} {weights_digest(judge.net)}', settings=dataclasses.asdict(s))
+    return dict(rows=f"{len(rows)} {digest_of([[r['image_id'], r['texts']] for r in seen])}", captioner=captioner and f'{type(captioner).__name__} {weights_digest(captioner.net)}', filter=judge and f'{type(judge).__name__} {weights_digest(judge.net)}', **dataclasses.asdict(s))
 
 # %% ../../nbs/training/42_capfilt.ipynb #90682095
 def capfilt(

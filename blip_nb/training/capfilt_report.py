@@ -131,7 +131,7 @@ def cards(rows:list)->list:
         except InputError: pass                               # moved since; the texts are in the parts all the same
     return out
 
-# %% ../../nbs/training/42a_capfilt_report.ipynb #f0bfd5d3
+# %% ../../nbs/training/42a_capfilt_report.ipynb #20af0880
 def capfilt_page(
     out,            # folder of the parts
     path=None,      # file to write; None: page.html in the folder
@@ -142,8 +142,8 @@ def capfilt_page(
     from blip_nb.visual.report import figure, figure_uri, gallery, page, paragraph, table
     stats, path = statistics or capfilt_statistics(out), Path(path or Path(out)/'page.html')
     shown, about = drawn_rows(out, each, seed), stats.get('settings', {})
-    told = ', '.join(f'{k} {v}' for k, v in about.get('settings', {}).items() if v not in (None, {}))
-    numbers = [table(stats.rows()), figure(figure_uri(statistics_figure(stats, about.get('settings', {}).get('min_match'))), 'Scores of the texts of each source. Two heaps far apart: the filter is sure; one heap at the threshold: its verdicts are guesses.')]
+    told = ', '.join(f'{k} {v}' for k, v in about.items() if v not in (None, {}))
+    numbers = [table(stats.rows()), figure(figure_uri(statistics_figure(stats, about.get('min_match'))), 'Scores of the texts of each source. Two heaps far apart: the filter is sure; one heap at the threshold: its verdicts are guesses.')]
     groups = [(title, [gallery(c)]) for g, title in GROUPS.items() if (c := cards(shown[g]))]
     lead = f"{stats['images']} pictures, {stats['images_left']} with a text left, {stats['unreadable']} unreadable. ✓ kept, ✗ dropped."
     path.write_text(page('Captions, bootstrapped', lead, [('What became of the texts', numbers), *groups, ('Settings', [paragraph(told or 'none noted')])]), encoding='utf-8')
