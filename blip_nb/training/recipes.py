@@ -53,7 +53,7 @@ class _Page:
     def __str__(self): return recipe_table(self)
     def _repr_html_(self): return f'<pre>{html.escape(str(self))}</pre>'
 
-# %% ../../nbs/training/40_recipes.ipynb #c731c159
+# %% ../../nbs/training/40_recipes.ipynb #86e917f2
 @dataclass(frozen=True, repr=False)
 class Recipe(_Page):
     "How a run goes. Change one with `recipe.but(lr=1e-4)`; print it for a table. Unknown or impossible values raise `InputError`."
@@ -76,7 +76,7 @@ class Recipe(_Page):
     label_smoothing:float|None = _opt(None, "share of a word's target that is spread over all words; None: as the task has it")
     amp:str = _opt('no', "mixed precision: no, bf16 or fp16")
     checkpointing:bool = _opt(False, "compute activations again in the backward pass: less memory, a third more time")
-    compile:bool|str = _opt(False, "torch.compile for towers and layers; a string names the backend")
+    compile:bool|str = _opt(False, "torch.compile for the layers of the image tower; a string names the backend")
     lora:dict|None = _opt(None, "low-rank adapters in place of full training: r, alpha, dropout, target, train")
     ema:float|None = _opt(None, "decay of the averaged weights, which are then validated and saved; None keeps no average")
     seed:int = _opt(0, "order, captions, augmentation and dropout follow from it")
