@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LossModule', 'in_company', 'make_accelerator', 'leave', 'Progress', 'Run', 'reseed', 'shares', 'backward', 'update',
            'write', 'flush', 'no_number', 'check_weights', 'between_steps', 'groups', 'train_epoch', 'validation_loss',
-           'score_of', 'validate', 'finish_epoch', 'look_first', 'fit', 'go', 'interrupted']
+           'score_of', 'validate', 'finish_epoch', 'look_first', 'fit', 'go', 'give_up', 'interrupted']
 
 # %% ../../nbs/training/41_loop.ipynb #bad42d50
 import atexit, json, math, os, random, signal, sys, time
@@ -286,7 +286,7 @@ def look_first(out:Path, lock:Lock, device=None):
     if state is None or state.is_main_process: lock.take(); recover(out/'last'); recover(out/'best')
     if state: state.wait_for_everyone()
 
-# %% ../../nbs/training/41_loop.ipynb #9c40d4b7
+# %% ../../nbs/training/41_loop.ipynb #1d245f32
 def fit(
     task,              # module with `loss` and `save_pretrained`, and maybe `transform` and `validate`
     train,             # rows by index: a `datasets.Dataset`, a list, anything with len
@@ -302,7 +302,7 @@ def fit(
     resume_with=None,  # what to tell the user to call after a stop; None: this function
 )->TrainingLog:
     "Train `task` as the recipe says; afterwards it has the last (averaged) weights. Ctrl-C and SIGTERM save after the step: the first returns with `log.interrupted`, the second ends the process with code 143. Sets the global seeds."
-    out = Path(out); lock = Lock(out)
+    out = Path(out); lock, again = Lock(out), resume_with or f"fit(task, train, val, out={str(out)!r}, resume='auto')"
     try:
         look_first(out, lock, device)
         start = find_start(out, resume, overwrite)
@@ -311,11 +311,12 @@ def fit(
         run.lock = lock
         if start: load(run, start)
         open_folder(run, start)
-        go(run, resume_with or f"fit(task, train, val, out={str(out)!r}, resume='auto')")
+        go(run, again)
+    except RuntimeError as e: give_up(e, out, again); raise     # before the first step, too
     finally: lock.release()
     return run.log
 
-# %% ../../nbs/training/41_loop.ipynb #dc3aa90b
+# %% ../../nbs/training/41_loop.ipynb #cf322ebd
 def go(run:Run, again:str):
     "From where the run stands to its end, or to what ends it before; `again`: how to go on then."
     run.progress = Progress(run.recipe.epochs * run.per_epoch, run.step, run.show)
@@ -323,15 +324,17 @@ def go(run:Run, again:str):
         try:
             while run.epoch < run.recipe.epochs and not run.stop: finish_epoch(run, train_epoch(run))
         except (Stopped, KeyboardInterrupt) as e: interrupted(run, e, again)
-        except Exception as e:
-            why = explain(e, run.world > 1)
-            if not why: raise
-            why = f"{why} {last_words(run.out)} To go on: {again}"
-            if run.world > 1: print(why, file=sys.stderr, flush=True)    # at once: a launcher may end this process too
-            raise InputError(why) from e
+        except Exception as e: give_up(e, run.out, again); raise
     if run.ema: run.ema.swap()
     run.task.eval()
     if not run.log.interrupted: run.watch.largest(0)
+
+def give_up(e:Exception, out:Path, again:str):
+    "Raise `InputError` in a sentence where a death elsewhere is behind an error; return for any other."
+    if not (why := explain(e, in_company())): return
+    why = f"{why} {last_words(out)} To go on: {again}"
+    if in_company(): print(why, file=sys.stderr, flush=True)    # at once: a launcher may end this process too
+    raise InputError(why) from e
 
 def interrupted(run:Run, e:BaseException, again:str):
     "Tell the user what is there after a stop, and how to go on. Ends the process where it was SIGTERM that asked."

@@ -11,11 +11,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# %% ../../nbs/training/41b_watch.ipynb #874c09de
+# %% ../../nbs/training/41b_watch.ipynb #56deaf40
 class Watch:
     "Hears SIGTERM and Ctrl-C inside its `with`, and lets the processes of a run agree. Outside the main thread signals are left alone."
     def __init__(self, world:int=1):
         self.asked, self.before, self.work = 0, {}, None
+        if world > 1: dist.barrier()    # one that died before shows here at once, and would be waited for below
         self.group = dist.new_group(backend='gloo', timeout=timedelta(days=7)) if world > 1 else None
     def __enter__(self):
         self.asked = 0
