@@ -262,19 +262,22 @@ def train_flamingo(
     (out/'few_shot.json').write_text(json.dumps(results, indent=1))
     return task, results
 
-# %% ../nbs/68d_small_flamingo.ipynb #d00de1b0
+# %% ../nbs/68d_small_flamingo.ipynb #f03d2b81
 @torch.no_grad()
 def looks(
     task:Flamingo,
     image, sample,   # a question, as for `predict`
 )->dict:             # tokens (t names); pictures (gated blocks, t, m, rows, columns), sum 1 over the patches of the picture a word sees; words (layers, heads, t, t)
     "Where each word of a prompt looks: at the patches of its picture, through the resampler, and at the words before it."
-    row = [d['image'] for d in sample.get('shots') or []] + [image]
+    row, words = [d['image'] for d in sample.get('shots') or []] + [image], task.net.language_model
+    kernel = words.config._attn_implementation
+    words.set_attn_implementation('eager')                                                   # others do not say where they look
     with evaluating(task):
         patches = task.net.vision_model(torch.cat([task.pixels([x]) for x in row])).last_hidden_state[:, 1:]
         _, steps = task.net.resampler(patches, maps=True)
         batch, media = task.preprocess_text([sample]), encode_rows(task, [row])
         out = task.net(batch.input_ids, attention_mask=batch.attention_mask, media=media, output_attentions=True, output_cross_attentions=True)
+    words.set_attn_implementation(kernel)
     read = torch.stack(steps).mean((0, 2))[..., :patches.shape[1]]                           # (m, l, s): what latents see of patches
     read = read/read.sum(-1, keepdim=True)
     seen = torch.stack(out.cross_attentions).mean(2)[:, 0].unflatten(-1, read.shape[:2])     # (blocks, t, m, l)
