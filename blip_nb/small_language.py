@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['stage_two_recipe', 'word_tokenizer', 'written_pages', 'small_language_model', 'page_ids', 'token_losses',
            'perplexity', 'train_language_model', 'next_lines', 'fingerprint', 'small_speaker', 'stage_two_scores',
-           'plain_attention', 'first_reader', 'eyes_of', 'train_stage_two']
+           'plain_attention', 'first_reader', 'tower_of', 'eyes_of', 'train_stage_two']
 
-# %% ../nbs/68c_small_language.ipynb #7849afe8
+# %% ../nbs/68c_small_language.ipynb #b63783d9
 import hashlib, json, math, re
 from collections import Counter
 from pathlib import Path
@@ -17,9 +17,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .core import InputError, generator, has_bf16, key_seed, pick_device
 from .nets.blip2 import Blip2ForConditionalGeneration
-from .small import SIZES, Size, drawn_data, wave_positions
+from .small import SIZES, Size, drawn_data, small_captioner, texts_in, wave_positions
 from .tasks.blip2 import Blip2Caption, newline_id, rectangle
-from .tasks.caption import caption_rows
+from .tasks.caption import BlipCaption, caption_rows
 from .training.recipes import RECIPES, find_recipe, warmup_cosine
 
 # %% ../nbs/68c_small_language.ipynb #72fe2818
@@ -123,24 +123,27 @@ def fingerprint(module:nn.Module)->str:
         h.update(f'{k} {v.dtype} {tuple(v.shape)} '.encode()); h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/68c_small_language.ipynb #c8a532b9
+# %% ../nbs/68c_small_language.ipynb #325fb76f
 def small_speaker(
     language_model, tokenizer,   # are frozen, not copied
     size:Size=SIZES['shapes'],
     seed:int=0,                  # of the first weights
     stage_one=None,              # a `Blip2Pretrain`: its tower is shared and frozen, its queries and Q-Former are copied
+    tower=None,                  # a `BlipCaption` of this size: its tower is copied and frozen
     queries:int=8,
     **options,                   # of `Blip2Caption`
 )->Blip2Caption:
     "BLIP-2's second stage, small: pictures in front of a frozen language model."
     torch.manual_seed(key_seed(seed, 4)); d, text = size.width, size.text_width
-    options = dict(max_txt_len=size.max_tokens, generation=dict(num_beams=1), data_preprocessor=dict(standardize=size.standardize)) | options
-    if stage_one is not None: return stage_one.stage_two(language_model, tokenizer, **options | dict(data_preprocessor=stage_one.transform()))
+    options = dict(max_txt_len=size.max_tokens, generation=dict(num_beams=1), data_preprocessor=dict(standardize=size.standardize), frozen_stages=size.depth if tower else None) | options
+    if stage_one is not None: return stage_one.stage_two(language_model, tokenizer, **{k: v for k, v in options.items() if v is not None} | dict(data_preprocessor=stage_one.transform()))
     vision = Blip2VisionConfig(hidden_size=d, intermediate_size=4*d, num_hidden_layers=size.depth, num_attention_heads=size.heads, image_size=size.image, patch_size=size.patch, layer_norm_eps=1e-6, initializer_range=size.std)
     former = Blip2QFormerConfig(hidden_size=text, intermediate_size=4*text, num_hidden_layers=size.text_depth, num_attention_heads=max(1, size.heads*text//d), encoder_hidden_size=d, cross_attention_frequency=1,
                                 hidden_dropout_prob=size.dropout, attention_probs_dropout_prob=size.dropout, initializer_range=size.std, use_qformer_text_input=False, vocab_size=len(tokenizer), max_position_embeddings=size.max_tokens)
     net = Blip2ForConditionalGeneration(Blip2Config(vision_config=vision.to_dict(), qformer_config=former.to_dict(), text_config=language_model.config.to_dict(), num_query_tokens=queries, image_token_index=None, initializer_range=size.std), language_model)
-    if size.waves: net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, d))
+    if tower: net.vision_model.load_state_dict(tower.net.vision_model.state_dict())
+    elif size.waves: net.vision_model.embeddings.position_embedding.data.copy_(wave_positions(size.image//size.patch, d))
+    nn.init.normal_(net.language_projection.weight, std=2*language_model.get_input_embeddings().weight.std().item()/text**.5)   # as loud as words, or twice
     return Blip2Caption.from_net(net, tokenizer, **options)
 
 # %% ../nbs/68c_small_language.ipynb #0f7603e7
@@ -159,8 +162,8 @@ def stage_two_scores(
     return {k: right[k] for k in ('objects', 'relation', 'both') if right[k] is not None} | dict(
         wrong_picture=score_captions(said, scenes[1:] + scenes[:1])['objects'], no_picture=score_captions(blind, scenes)['objects'])
 
-# %% ../nbs/68c_small_language.ipynb #13da8979
-stage_two_recipe = RECIPES['shapes'].but(epochs=10, eval_every=5, select_on='objects', generate={}, source='BLIP-2, stage two in the drawn world, from scratch on two cores')
+# %% ../nbs/68c_small_language.ipynb #d065a0ce
+stage_two_recipe = RECIPES['shapes'].but(epochs=8, eval_every=2, select_on='objects', generate={}, source='BLIP-2, stage two in the drawn world, on two cores')
 
 # %% ../nbs/68c_small_language.ipynb #9e0ef776
 def plain_attention(net):
@@ -182,7 +185,19 @@ def first_reader(out:Path, size:Size, seed:int, level:str, steps:int, resume, sh
     if show: print(f"language model: perplexity {before[0]:.1f} before; after reading {', '.join(f'{p:.2f}' for p in told['perplexity'])} on the lines of a page", flush=True)
     return lm, tokenizer, told
 
-# %% ../nbs/68c_small_language.ipynb #92d9a338
+# %% ../nbs/68c_small_language.ipynb #36ae2251
+def tower_of(given, n:int, seed:int, out:Path, level:str, size:Size, **options)->tuple:
+    "(a `BlipCaption` or None, its training's log or None) from a task, its folder, or a number of epochs for a new one; `options` of `fit`."
+    from blip_nb.data.text import CleanCaptions
+    from blip_nb.training.loop import fit
+    if isinstance(given, (str, Path)): return BlipCaption.from_pretrained(given), None
+    if isinstance(given, nn.Module) or not given: return given or None, None
+    rows = drawn_data('caption', n, seed, level)[0]
+    writer = small_captioner(texts_in(rows), size, seed); writer.net.set_attn_implementation('eager')
+    recipe = RECIPES['shapes'].but(epochs=given, seed=seed, eval_every=0, amp='bf16' if has_bf16(options.get('device')) else 'no')
+    log = fit(writer, CleanCaptions(rows), None, recipe, out=out/'tower', **options)
+    return writer.to('cpu'), log
+
 def eyes_of(given, n:int, seed:int, out:Path, level:str, **options)->tuple:
     "(a `Blip2Pretrain` or None, its training's log or None) from a task, its folder, or True for a new one; `options` of `fit`."
     if given is True:
@@ -192,16 +207,17 @@ def eyes_of(given, n:int, seed:int, out:Path, level:str, **options)->tuple:
     from blip_nb.tasks.blip2_pretrain import Blip2Pretrain
     return Blip2Pretrain.from_pretrained(given), None
 
-# %% ../nbs/68c_small_language.ipynb #01b7e6c4
+# %% ../nbs/68c_small_language.ipynb #924e68b4
 def train_stage_two(
     n:int=4000,              # pictures to learn from
     seed:int=0,
-    out='runs/blip2_caption',  # last/, best/, log.jsonl, language_model/, scores.json
+    out='runs/blip2_caption',  # last/, best/, log.jsonl, scores.json; language_model/, tower/ or stage_one/
     level:str='default',
     size:Size=SIZES['shapes'],
     recipe=None,             # a `Recipe`, its name or a dict; None: `stage_two_recipe`
     language_model=None,     # (model, tokenizer); None: a new one is taught first
-    stage_one=None,          # tower and Q-Former to begin with: a `Blip2Pretrain`, its folder, or True: train one first, in out/stage_one
+    tower=20,                # where the tower learned to see: epochs of describing, before; a `BlipCaption` or its folder; 0: here, with the rest
+    stage_one=None,          # in place of `tower`, tower and Q-Former to begin with: a `Blip2Pretrain`, its folder, or True: train one first, in out/stage_one
     reading_steps:int=500,   # of the language model
     resume=False, overwrite=False, device=None, progress=True,  # as in `fit`
     **options,               # of `small_speaker`
@@ -214,13 +230,14 @@ def train_stage_two(
     mark, (rows, val) = fingerprint(lm), drawn_data('caption', n, seed, level)
     recipe = find_recipe(recipe or stage_two_recipe).but(seed=seed)
     if not has_bf16(device): recipe = recipe.but(amp='no')
-    eyes, first = eyes_of(stage_one, n, seed, out, level, resume=resume, overwrite=overwrite, device=device, progress=progress)
-    if first is not None and first.interrupted: return eyes, first
-    task = small_speaker(lm, tokenizer, size, seed, eyes, **options)
+    run = dict(resume='auto' if resume else False, overwrite=overwrite, device=device, progress=progress)
+    (eyes, first), (writer, before) = eyes_of(stage_one, n, seed, out, level, **run), tower_of(0 if stage_one else tower, n, seed, out, level, size, **run)
+    if stopped := next((l for l in (first, before) if l is not None and l.interrupted), None): return eyes or writer, stopped
+    task = small_speaker(lm, tokenizer, size, seed, eyes, writer, **options)
     if pick_device(device).type == 'cpu': plain_attention(task.net)  # faster there at so few places
-    log = fit(task, CleanCaptions(rows), val, recipe, out=out, resume=resume, overwrite=overwrite, device=device, progress=progress, metrics=stage_two_scores)
+    log = fit(task, CleanCaptions(rows), val, recipe, out=out, metrics=stage_two_scores, **run)
     assert fingerprint(lm) == mark, "the frozen language model has changed"
     if log.interrupted: return task, log
-    log.scores = stage_two_scores(task, val) | dict(minutes=sum(r['seconds'] for r in log.epochs)/60, language_model=mark)
+    log.scores = stage_two_scores(task, val) | dict(minutes=sum(r['seconds'] for l in (first, before, log) if l for r in l.epochs)/60, language_model=mark)
     (out/'scores.json').write_text(json.dumps(log.scores, indent=1))
     return task, log
