@@ -38,9 +38,9 @@ def small_stage_one(
     options = dict(max_txt_len=size.max_tokens, topk=32, seed=seed, generation=dict(num_beams=1), data_preprocessor=dict(standardize=size.standardize)) | options
     return Blip2Pretrain.from_net(net, tokenizer, **options)
 
-# %% ../nbs/68b_small_blip2.ipynb #7376b3d6
+# %% ../nbs/68b_small_blip2.ipynb #0da4379b
 DESCRIBE = RECIPES['shapes'].but(epochs=10, eval_every=0)
-STAGE_ONE = DESCRIBE.but(epochs=6, batch_size=64, warmup=50, select_on='mean_recall', generate={}, source="BLIP-2's stage one in the drawn world, on two cores")
+STAGE_ONE = DESCRIBE.but(epochs=12, batch_size=64, warmup=50, select_on='mean_recall', generate={}, source="BLIP-2's stage one in the drawn world, on two cores")
 
 # %% ../nbs/68b_small_blip2.ipynb #0eb21990
 def judge(task, rows)->dict:
