@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['smooth', 'recompute', 'compile_tower', 'adapter_places', 'add_lora', 'lora_layers', 'plain', 'save_plain',
-           'merge_lora', 'equip']
+           'merge_lora', 'shard_language_model', 'equip']
 
 # %% ../../nbs/training/40b_options.ipynb #1c1d981b
 from contextlib import contextmanager
@@ -124,6 +124,20 @@ def merge_lora(task):
     for p in task.net._trained_before: p.requires_grad_(True)
     del task.net._trained_before, task.__dict__['save_pretrained'], task.net.peft_config
     return task
+
+# %% ../../nbs/training/40b_options.ipynb #4a101a14
+def shard_language_model(task)->list:
+    "Spread the layers of a frozen language model over the processes of the group; returns the names of the weights, which data parallelism has to leave alone. Put the task on its device first."
+    import torch.distributed as dist
+    mouth = getattr(task.net, 'language_model', None)
+    if mouth is None or any(p.requires_grad for p in mouth.parameters()): raise InputError(f"{type(task).__name__} has no frozen language model to spread over processes.")
+    if not dist.is_initialized(): raise InputError("There is no group of processes to spread the language model over: start with torchrun, and call torch.distributed.init_process_group first.")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from blip_nb.nets.hooks import decoder_layers
+    mesh = init_device_mesh(next(mouth.parameters()).device.type, (dist.get_world_size(),))
+    for layer in decoder_layers(mouth): fully_shard(layer, mesh=mesh)
+    return [n for n, p in task.named_parameters() if hasattr(p, 'to_local')]
 
 # %% ../../nbs/training/40b_options.ipynb #2f1a0f53
 def equip(
