@@ -240,7 +240,7 @@ def run_seed(plan:Plan, seed:int, out, arms=ARMS, show=print)->dict:
 
 def short(scores:dict)->str: return '  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in scores.items())
 
-# %% ../../nbs/training/42b_ablation.ipynb #403cc702
+# %% ../../nbs/training/42b_ablation.ipynb #34275108
 _t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 % points of Student's t for n values
 
 def mean_interval(values:list)->tuple:
@@ -252,7 +252,8 @@ def mean_interval(values:list)->tuple:
 
 def ablation_table(results:dict)->list:
     "A dict per arm: pairs, means with intervals over seeds, and the differences to 'nothing', seed by seed. `results`: seed → scores."
-    rows, done = [], [r for r in results.values() if 'nothing' in r]
+    whole = [r for r in results.values() if all(a in r for a in ARMS[:4])]   # arms are compared over the same seeds
+    rows, done = [], whole or [r for r in results.values() if 'nothing' in r]
     for arm in ARMS:
         own = [r for r in done if arm in r]
         if not own: continue
