@@ -34,7 +34,7 @@ $(READY): settings.ini setup.py constraints.txt
 	quiet=-q; if [ -t 1 ]; then quiet=; fi; \
 	echo "Installing the versions of constraints.txt into $(VENV): torch first, then the rest (some minutes the first time)"; \
 	$(PY) -m pip install $$quiet -c constraints.txt setuptools wheel torch && \
-	$(PY) -m pip install $$quiet -c constraints.txt --no-build-isolation -e '.[dev,search,video]'
+	$(PY) -m pip install $$quiet -c constraints.txt --no-build-isolation -e '.[dev,search,video,lora]'
 	@touch $(READY)
 
 demo: $(READY)          ## train, evaluate and report: make demo [DATA=folder]

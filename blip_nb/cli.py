@@ -139,7 +139,7 @@ def run_demo(args):
     for row in result['scores']: print('  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{v:12}' for k, v in row.items()))
     print(f"{result['seconds']/60:.1f} minutes in all. Open {result['report']}; the captioner is in {result['checkpoint']}, try: blip_nb caption --model {result['checkpoint']} PICTURE")
 
-# %% ../nbs/70_cli.ipynb #7d0da8e2
+# %% ../nbs/70_cli.ipynb #945cae1a
 def add_readers(folder):
     "Give a converted net of the published vocabulary its tokenizer and picture settings, unless they are there."
     from blip_nb.data.images import image_processor
@@ -151,7 +151,7 @@ def add_readers(folder):
 
 def run_convert(args):
     "Write a checkpoint in another program's layout."
-    from blip_nb.nets.checkpoints import convert
+    from blip_nb.nets.families import convert
     said = convert(args.source, args.out, args.to, args.config, args.overwrite)
     if args.to == 'hf': add_readers(args.out)
     training = f", training state of {said['training']} tensors" if said['training'] else ''
@@ -183,7 +183,7 @@ def train_arguments(data, changes, overwrite, on_error, device)->tuple:
         ('--split', dict(default='train', help='rows to train on')), ('--val-split', dict(help='rows to validate on')),
         ('--prompt', dict(help='words before every caption')), ('--resume', dict(action='store_true', help='go on where a stopped run in --out ended')), overwrite, on_error, device)
 
-# %% ../nbs/70_cli.ipynb #5dc467ec
+# %% ../nbs/70_cli.ipynb #5d0f715c
 def make_parser()->argparse.ArgumentParser:
     "The parser of all commands; each help ends with an example."
     parser = argparse.ArgumentParser('blip_nb', description='The BLIP family, from raw pictures to scored captions.')
@@ -230,8 +230,8 @@ def make_parser()->argparse.ArgumentParser:
         ('--num-captions', dict(type=int, help='captions to write for a picture')), ('--beams', dict(type=int, help='beams in place of nucleus sampling')), ('--top-p', dict(type=float, help='of the sampling')), ('--max-length', dict(type=int, help='tokens of a caption')),
         ('--min-match', dict(type=float, help='probability of a match to be kept')), ('--min-cosine', dict(type=float, help='cosine to be kept')), ('--seed', dict(type=int)), ('--batch-size', dict(type=int)), ('--part-size', dict(type=int, help='rows of a shard')),
         ('--amp', dict(choices=('no', 'bf16', 'fp16'), default='no', help='mixed precision')), ('--json', dict(action='store_true', help='print the statistics as JSON')), on_error, device)
-    command('convert', run_convert, 'Write a checkpoint (Salesforce, LAVIS, mmpretrain, transformers) in another layout, with its training state.', 'blip_nb convert model_base_retrieval_coco.pth retrieval',
-        ('source', dict(metavar='IN', help='file or folder; what it is, is read from its names')), ('out', dict(metavar='OUT', help='a folder with --to hf, else a file')), ('--to', dict(choices=('hf', 'salesforce', 'lavis', 'mmpretrain'), default='hf')),
+    command('convert', run_convert, 'Write a checkpoint (Salesforce, LAVIS, mmpretrain, OpenFlamingo, transformers) in another layout, with its training state.', 'blip_nb convert model_base_retrieval_coco.pth retrieval',
+        ('source', dict(metavar='IN', help='file or folder; what it is, is read from its names')), ('out', dict(metavar='OUT', help='a folder with --to hf, else a file')), ('--to', dict(choices=('hf', 'salesforce', 'lavis', 'mmpretrain', 'open_flamingo'), default='hf')),
         ('--config', dict(help='JSON file with what the shapes do not tell, such as the number of heads')), ('--overwrite', dict(action='store_true', help='replace what is at OUT')))
     command('models', run_models, 'List the published models that can be named.', 'blip_nb models --task retrieval', ('--task', dict(help='caption, vqa, retrieval, nlvr or pretrain')), ('--json', dict(action='store_true', help='a JSON line per model')))
     command('demo', run_demo, 'Train a small captioner from scratch and report on it.', 'blip_nb demo --data ../photos --out demo',
